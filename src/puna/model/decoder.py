@@ -1,0 +1,88 @@
+"""The decoder: Llama 2, 3, 3.1, 3.2, 3.3 and Llama 4 (text) from one definition.
+
+Parameter names are Hugging Face's without their prefix, with `feed_forward` for the dense MLP of every generation.
+Legend: B batch, S sequence, D model width, V vocabulary.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from puna.family.config import ModelConfig
+from puna.model.attention import Attention
+from puna.model.cache import Cache, LayerCache
+from puna.model.feedforward import FeedForward, MixtureOfExperts
+from puna.model.norm import RMSNorm
+from puna.model.rope import inverse_frequencies, rotation
+
+
+class Block(nn.Module):
+    """Attention, then feed-forward, each normalised before and added to the stream."""
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.self_attn = Attention(config, layer)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.feed_forward: nn.Module = (
+            MixtureOfExperts(config)
+            if config.is_moe(layer)
+            else FeedForward(config.hidden_size, config.intermediate_size)
+        )
+
+    def forward(
+        self, x_BSD: Tensor, positions_S: Tensor, rotation: tuple[Tensor, Tensor], cache: LayerCache | None
+    ) -> Tensor:
+        x_BSD = x_BSD + self.self_attn(self.input_layernorm(x_BSD), positions_S, rotation, cache)
+        return x_BSD + self.feed_forward(self.post_attention_layernorm(x_BSD))
+
+
+class Decoder(nn.Module):
+    """Token ids to logits. Works on the meta device (nothing is allocated) and in any floating dtype."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(Block(config, i) for i in range(config.num_layers))
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.lm_head = (
+            None if config.tie_word_embeddings else nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        )
+        self._frequencies: Tensor | None = None
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.embed_tokens.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The embedding's dtype, which is the stream's."""
+        return self.embed_tokens.weight.dtype
+
+    @property
+    def head_weight(self) -> Tensor:
+        """The output matrix [V, D]: the embedding itself where tied."""
+        return self.embed_tokens.weight if self.lm_head is None else self.lm_head.weight
+
+    def new_cache(self) -> Cache:
+        """An empty cache for one batch of equally long rows."""
+        return Cache(self.config)
+
+    def hidden(self, token_ids_BS: Tensor, cache: Cache | None = None) -> Tensor:
+        """Final normalised states [B, S, D]; with a cache, the tokens continue what it holds."""
+        if self._frequencies is None or self._frequencies.device != token_ids_BS.device:
+            self._frequencies = inverse_frequencies(self.config, token_ids_BS.device)
+        start = cache.length if cache else 0
+        positions_S = torch.arange(start, start + token_ids_BS.shape[1], device=token_ids_BS.device)
+        turns = rotation(positions_S, self._frequencies)
+        x_BSD = self.embed_tokens(token_ids_BS)
+        for i, block in enumerate(self.layers):
+            x_BSD = block(x_BSD, positions_S, turns, cache.layers[i] if cache else None)
+        return self.norm(x_BSD)
+
+    def forward(self, token_ids_BS: Tensor, cache: Cache | None = None, last_only: bool = False) -> Tensor:
+        """Logits [B, S, V], or [B, 1, V] of the last position, in the weights' dtype."""
+        x_BSD = self.hidden(token_ids_BS, cache)
+        return F.linear(x_BSD[:, -1:] if last_only else x_BSD, self.head_weight)

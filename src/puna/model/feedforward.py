@@ -1,0 +1,76 @@
+"""SwiGLU, dense or as a mixture of experts in which only the chosen experts compute.
+
+Legend: N tokens, D model width, F feed-forward width, E experts, C (token, expert) choices.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from puna.family.config import ModelConfig
+
+
+class FeedForward(nn.Module):
+    """down(silu(gate(x)) * up(x)), no biases."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(width, hidden, bias=False)
+        self.up_proj = nn.Linear(width, hidden, bias=False)
+        self.down_proj = nn.Linear(hidden, width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class Experts(nn.Module):
+    """The routed experts' weights, fused as Hugging Face stores them: gate_up [E, D, 2F], down [E, F, D]."""
+
+    def __init__(self, count: int, width: int, hidden: int) -> None:
+        super().__init__()
+        self.gate_up_proj = nn.Parameter(torch.empty(count, width, 2 * hidden))
+        self.down_proj = nn.Parameter(torch.empty(count, hidden, width))
+        if not self.gate_up_proj.is_meta:
+            nn.init.normal_(self.gate_up_proj, std=width**-0.5)
+            nn.init.normal_(self.down_proj, std=hidden**-0.5)
+
+    def forward(self, x_CD: Tensor, counts: list[int]) -> Tensor:
+        """Rows sorted by expert, `counts[e]` of them for expert e -> [C, D]. Experts without rows are not touched."""
+        # unbind: its backward gathers all experts' gradients once, where indexing would add a full tensor an expert
+        weights = zip(self.gate_up_proj.unbind(), self.down_proj.unbind(), strict=True)
+        outputs = []
+        for rows, (gate_up, down) in zip(x_CD.split(counts), weights, strict=True):
+            if len(rows):
+                gate, up = (rows @ gate_up).chunk(2, -1)
+                outputs.append((F.silu(gate) * up) @ down)
+        return torch.cat(outputs)
+
+
+class MixtureOfExperts(nn.Module):
+    """Llama 4: y = shared(x) + sum over chosen e of expert_e(sigmoid(logit_e) * x); the gate scales the expert's INPUT.
+
+    Token choice on raw router logits, no softmax, no renormalisation (llama-models `llama4/moe.py`). The reference
+    runs every expert on inputs scaled by zero where not chosen; without biases these give zero, so skipping is exact.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.top_k = config.num_experts_per_token
+        self.num_experts = config.num_experts
+        self.router = nn.Linear(config.hidden_size, config.num_experts, bias=False)
+        self.experts = Experts(config.num_experts, config.hidden_size, config.expert_intermediate_size)
+        self.shared_expert = FeedForward(config.hidden_size, config.expert_intermediate_size)
+
+    def route(self, x_ND: Tensor) -> tuple[Tensor, Tensor]:
+        """Gates (x's dtype) and expert indices of each token's choices, both [N, top_k]."""
+        logits_Nk, experts_Nk = self.router(x_ND).topk(self.top_k, dim=-1)
+        return logits_Nk.float().sigmoid().to(x_ND.dtype), experts_Nk
+
+    def forward(self, x_BSD: Tensor) -> Tensor:
+        x_ND = x_BSD.flatten(0, -2)
+        gates_Nk, experts_Nk = self.route(x_ND)
+        order_C = experts_Nk.flatten().argsort(stable=True)
+        counts = experts_Nk.flatten().bincount(minlength=self.num_experts).tolist()
+        tokens_C = order_C // self.top_k
+        routed_CD = self.experts(x_ND[tokens_C] * gates_Nk.flatten()[order_C, None], counts)
+        return self.shared_expert(x_BSD) + torch.zeros_like(x_ND).index_add(0, tokens_C, routed_CD).view_as(x_BSD)
