@@ -1,0 +1,220 @@
+"""`load` and `Model`: the front door. Checks what a caller asks for, then hands a `Request` to the loop."""
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, Unpack
+
+import torch
+from torch import Tensor
+
+from puna.engine.generate import Request, Runner, Stream, run, score
+from puna.engine.grammar import Grammar, Vocabulary
+from puna.engine.reply import ContextLengthError, Inputs, Reply, TokenLogprob
+from puna.engine.sampling import Options, Sampling
+from puna.errors import PunaError
+from puna.family.config import ModelConfig
+from puna.model import Decoder
+from puna.text.tokenizer import Tokenizer
+
+Message = Mapping[str, Any]
+Prompt = str | Sequence[Message] | Inputs | Sequence[int] | Tensor
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def load(
+    name_or_path: str | Path,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | str | None = None,
+    quantize: str | None = None,
+    context: int | None = None,
+    kv: str | None = None,
+    speculate: Any = None,
+    prefix_cache: bool = True,
+) -> "Model":
+    """Load a checkpoint by bundled name ("cria"), hub id, folder or file.
+
+    dtype: None keeps the stored one; else a torch dtype or "float32", "bfloat16", "float16".
+    context: caps the context length, in tokens. quantize, kv, speculate: only None (for speculate also False) so far.
+    prefix_cache: accepted, without effect so far: every prompt is computed afresh (answers are the same either way).
+    Raises PunaError: unknown name, damaged checkpoint, missing device, a setting that doesn't exist yet.
+    """
+    for name, value in (("quantize", quantize), ("kv", kv), ("speculate", speculate or None)):
+        if value is not None:
+            raise PunaError(f"{name}={value!r} is not available yet in this version; leave {name} out")
+    if not isinstance(prefix_cache, bool):
+        raise PunaError(f"prefix_cache must be True or False, not {prefix_cache!r}")
+    target = _device(device)
+    wanted = _dtype(dtype)
+    from puna.checkpoint import load as load_checkpoint
+    from puna.checkpoint import resolve
+
+    loaded = load_checkpoint(resolve(str(name_or_path)), device=str(target), dtype=wanted)
+    given = loaded.generation
+    defaults = Sampling().with_options({"temperature": given.temperature, "top_p": given.top_p, "top_k": given.top_k})
+    return Model(loaded.model, loaded.tokenizer, defaults=defaults, stop_ids=given.eos_token_ids, context=context)
+
+
+def _device(device: str | torch.device) -> torch.device:
+    try:
+        target = torch.device(device)
+        torch.empty(1, device=target)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise PunaError(f"device {str(device)!r} can't be used here: {reason}; use device='cpu'") from None
+    return target
+
+
+def _dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
+    if isinstance(dtype, str):
+        if dtype not in DTYPES:
+            raise PunaError(f"dtype {dtype!r} is not known; use one of {', '.join(DTYPES)}")
+        return DTYPES[dtype]
+    if dtype is not None and (not isinstance(dtype, torch.dtype) or not dtype.is_floating_point):
+        raise PunaError(f"dtype must be a floating torch dtype or its name, not {dtype!r}")
+    return dtype
+
+
+class Model:
+    """A decoder with its tokenizer, ready to answer. Safe to use from several threads: streams take turns by tokens."""
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        tokenizer: Tokenizer | None = None,
+        *,
+        defaults: Sampling | None = None,
+        stop_ids: Sequence[int] = (),
+        context: int | None = None,
+    ) -> None:
+        self.decoder = decoder.eval()
+        self.tokenizer = tokenizer
+        self.defaults = defaults or Sampling()
+        own = decoder.config.context_length
+        if context is not None and (isinstance(context, bool) or not isinstance(context, int) or context < 1):
+            raise PunaError(f"context must be a whole number of tokens from 1 to {own}, not {context!r}")
+        if context is not None and context > own:
+            raise PunaError(f"context {context} is more than this model's context length of {own} tokens")
+        self.context_length = context or own
+        of_tokenizer = tokenizer.eos_ids if tokenizer else ()
+        self.stop_ids = frozenset((*stop_ids, *decoder.config.eos_token_ids, *of_tokenizer))
+        self._runner = Runner(self.decoder)
+
+    @property
+    def config(self) -> ModelConfig:
+        """The decoder's shape, as the checkpoint has it (`context_length` here, on the model, is the capped one)."""
+        return self.decoder.config
+
+    def prepare(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] | None = None) -> Inputs:
+        """A chat as ready inputs, ending where the assistant speaks. PunaError without a tokenizer or with pictures."""
+        tokenizer = self._need_tokenizer("a chat")
+        if not messages:
+            raise PunaError("messages is empty: a chat needs at least one message")
+        for at, message in enumerate(messages):
+            if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
+                raise PunaError(f"messages[{at}] must be a dict with 'role' and 'content', not {message!r:.80}")
+            parts = message.get("content")
+            for part in parts if isinstance(parts, list) else ():
+                if isinstance(part, Mapping) and part.get("type") not in ("text", None):
+                    raise PunaError(f"messages[{at}] holds a part of type {part['type']!r}; this model reads text only")
+        return Inputs(tokenizer.render(list(messages), tools=list(tools) if tools else None))
+
+    def logits(self, ids_or_inputs: Inputs | Sequence[int] | Tensor) -> Tensor:
+        """The plain forward pass without a cache: float32 [S, V], row i for the token after i."""
+        ids = self._ids(ids_or_inputs)
+        return self._runner.forward(ids).float()
+
+    def score(self, ids_or_inputs: Inputs | Sequence[int] | Tensor, top: int = 0) -> list[TokenLogprob | None]:
+        """The log-probability of each token given those before it (None for the first), with `top` alternatives."""
+        return score(self._runner, self._ids(ids_or_inputs), top, self.tokenizer)
+
+    def generate(self, prompt: Prompt, **options: Unpack[Options]) -> Reply:
+        """One whole answer. See `Sampling` for the options, `stream` for prompts and errors."""
+        reply = None
+        for piece in self.stream(prompt, **options):
+            reply = piece.reply
+        assert reply is not None, "a stream that nobody closes ends with its reply"
+        return reply
+
+    def stream(self, prompt: Prompt, **options: Unpack[Options]) -> Stream:
+        """The answer piece by piece; the last piece has `.reply`. Close it to stop early.
+
+        prompt: text (gets BOS once), messages (list of dicts), `Inputs`, or token ids (taken as they are).
+        Beside the fields of `Sampling`: tools (OpenAI's definitions; only with messages), schema (JSON schema that the
+        answer follows). Everything is checked before this returns. Raises ContextLengthError for a prompt that is too
+        long, PunaError for any other mistake.
+        """
+        tools, schema = options.get("tools"), options.get("schema")
+        sampling = self.defaults.with_options({k: v for k, v in options.items() if k not in ("tools", "schema")})
+        if tools and not _is_chat(prompt):
+            raise PunaError("tools need a chat: give messages, or use render(messages, tools=...) and parse yourself")
+        ids = self._prompt_ids(prompt, tools)
+        if sampling.stop:
+            self._need_tokenizer("a stop string")
+        beyond = [token for token in sampling.logit_bias if token >= self.config.vocab_size]
+        if beyond:
+            raise PunaError(f"logit_bias names token {beyond[0]}, but ids go from 0 to {self.config.vocab_size - 1}")
+        room = self.context_length - len(ids)
+        request = Request(
+            prompt=ids,
+            sampling=sampling,
+            limit=room if sampling.max_tokens is None else min(room, sampling.max_tokens),
+            stop_ids=self.stop_ids,
+            continues_text=isinstance(prompt, str),
+            parse_calls=bool(tools),
+            grammar=None if schema is None else Grammar(schema, self._vocabulary),
+        )
+        return Stream(run(self._runner, request, self.tokenizer), request.cancelled)
+
+    def save(self, path: str | Path, format: Literal["safetensors", "gguf"] = "safetensors") -> None:
+        """Write a checkpoint: a folder that transformers loads, or a GGUF file that llama.cpp loads."""
+        from puna.checkpoint import save
+
+        save(self.decoder, self.config, self.tokenizer, Path(path), format=format)
+
+    @cached_property
+    def _vocabulary(self) -> Vocabulary:
+        return Vocabulary(self._need_tokenizer("a schema"), self.config.vocab_size, self.stop_ids)
+
+    def _need_tokenizer(self, what: str) -> Tokenizer:
+        if self.tokenizer is None:
+            raise PunaError(
+                f"{what} needs a tokenizer, and this checkpoint has none; give token ids, or put the tokenizer's files "
+                "beside the weights"
+            )
+        return self.tokenizer
+
+    def _prompt_ids(self, prompt: Prompt, tools: Sequence[Mapping[str, Any]] | None) -> list[int]:
+        if isinstance(prompt, str):
+            tokenizer = self._need_tokenizer("a text prompt")
+            bos = tokenizer.bos_id if tokenizer.bos_id is not None else self.config.bos_token_id
+            prompt = ([] if bos is None else [bos]) + tokenizer.encode(prompt)
+        elif _is_chat(prompt):
+            prompt = self.prepare(prompt, tools)  # type: ignore[arg-type]
+        return self._ids(prompt)  # type: ignore[arg-type]
+
+    def _ids(self, given: Inputs | Sequence[int] | Tensor) -> list[int]:
+        if isinstance(given, Inputs):
+            if given.pixel_values is not None or given.grids:
+                raise PunaError("these Inputs hold pictures, but this model reads text only")
+            given = given.token_ids
+        if hasattr(given, "tolist"):  # a tensor or an array
+            given = given.tolist()
+        if not isinstance(given, Sequence) or isinstance(given, str | bytes):
+            raise PunaError(f"a prompt is text, messages, Inputs or a list of token ids, not {type(given).__name__}")
+        if not given:
+            raise PunaError("the prompt is empty: it needs at least one token")
+        size = self.config.vocab_size
+        for at, id in enumerate(given):
+            if isinstance(id, bool) or not isinstance(id, int):
+                raise PunaError(f"token ids must be whole numbers; at place {at} stands {id!r:.80}")
+            if not 0 <= id < size:
+                raise PunaError(f"token id {id} at place {at} is outside this model's vocabulary (0 to {size - 1})")
+        if len(given) > self.context_length:
+            raise ContextLengthError(len(given), self.context_length)
+        return list(given)
+
+
+def _is_chat(prompt: Any) -> bool:
+    return isinstance(prompt, Sequence) and len(prompt) > 0 and isinstance(prompt[0], Mapping)
