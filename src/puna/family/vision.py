@@ -1,0 +1,71 @@
+"""The vision towers of Llama 3.2 Vision and Llama 4: shapes as data."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Llama4Vision:
+    """Llama 4's tower (Scout, Maverick, Guard 4): its outputs replace the embeddings of image tokens.
+
+    Source: llama-models `llama4/vision`, transformers `modeling_llama4.py`. Sides are in pixels.
+    """
+
+    hidden_size: int = 1408
+    num_layers: int = 34
+    num_heads: int = 16
+    intermediate_size: int = 5632
+    tile_side: int = 336
+    patch_side: int = 14
+    pixel_shuffle: int = 2  # this many patches a side become one output token
+    adapter_size: int = 4096
+    max_tiles: int = 16
+    rope_theta: float = 10_000.0
+    layer_norm_eps: float = 1e-5
+
+    @property
+    def patches(self) -> int:
+        """Patches in one tile, without the class token."""
+        return (self.tile_side // self.patch_side) ** 2
+
+    @property
+    def tokens_per_tile(self) -> int:
+        """Text positions that one tile takes, without its separators."""
+        return self.patches // self.pixel_shuffle**2
+
+
+@dataclass(frozen=True)
+class Llama32Vision:
+    """Llama 3.2 Vision's tower, read by cross-attention layers that are added to a frozen Llama 3.1 text model.
+
+    `cross_attention_before` has the 0-based text layers that a cross-attention layer precedes (Meta's numbering).
+    Source: llama-models `llama3/multimodal/model.py`, transformers `modeling_mllama.py`.
+    """
+
+    cross_attention_before: tuple[int, ...]
+    tile_side: int = 560
+    hidden_size: int = 1280
+    num_layers: int = 32
+    num_global_layers: int = 8
+    num_heads: int = 16
+    intermediate_size: int = 5120
+    patch_side: int = 14
+    max_tiles: int = 4
+    intermediate_outputs: tuple[int, ...] = (3, 7, 15, 23, 30)  # inputs of these layers join the final output
+    extra_embeddings: int = 8  # learnable input rows behind the vocabulary; row 0 stands at image positions
+
+    @property
+    def patches(self) -> int:
+        """Patches in one tile, without the class token."""
+        return (self.tile_side // self.patch_side) ** 2
+
+    @property
+    def output_size(self) -> int:
+        """Width of the tower's output: the final channels and those of the intermediate outputs."""
+        return self.hidden_size * (1 + len(self.intermediate_outputs))
+
+    def cross_attention_layers(self) -> tuple[int, ...]:
+        """Positions of the cross-attention layers in Hugging Face's numbering, which counts them among the layers."""
+        return tuple(layer + i for i, layer in enumerate(self.cross_attention_before))
+
+
+LLAMA_4_VISION = Llama4Vision()
