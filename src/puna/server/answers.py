@@ -1,0 +1,74 @@
+"""What both kinds of completion share: the work in the model's thread, usage, and the fields of every response."""
+
+import secrets
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from puna import __version__
+from puna.engine import Model, Options, Piece, TokenLogprob
+from puna.server.protocol import StreamOptions
+from puna.server.worker import Job
+
+FINGERPRINT = f"fp_puna_{__version__}"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A piece of one choice, or (without one) the prompt's ids for an echo. Choices count over all prompts."""
+
+    choice: int
+    piece: Piece | None = None
+    prompt: int = 0
+    echo: Sequence[int] = ()
+    scored: Sequence[TokenLogprob | None] | None = None
+
+
+def answers(job: Job, model: Model, prompt: Any, n: int, options: Options, at: int = 0) -> Iterator[Answer]:
+    """All pieces of `n` answers to the prompt with number `at`, one after another; a seed grows by one with each."""
+    for number in range(n):
+        if job.stopped:
+            return
+        seed = options.get("seed")
+        mine = options if seed is None else Options(**{**options, "seed": seed + number})
+        with job.running(model.stream(prompt, **mine)) as pieces:
+            for piece in pieces:
+                yield Answer(at * n + number, piece, at)
+
+
+class Heading:
+    """The fields that every object of one response begins with."""
+
+    def __init__(self, prefix: str, kind: str, model: str) -> None:
+        self.fields: Mapping[str, Any] = {
+            "id": f"{prefix}-{secrets.token_hex(16)}", "object": kind, "created": int(time.time()), "model": model,
+            "system_fingerprint": FINGERPRINT,
+        }
+
+
+class Count:
+    """Counts tokens: each prompt once, and all that was drawn."""
+
+    def __init__(self, options: StreamOptions | None) -> None:
+        self.asked = bool(options and options.include_usage)
+        self._prompts: dict[int, int] = {}
+        self._completion = 0
+
+    def add(self, answer: Answer) -> None:
+        """Count one piece."""
+        if answer.piece is None:
+            return
+        self._completion += len(answer.piece.token_ids)
+        if answer.piece.reply is not None:
+            self._prompts[answer.prompt] = answer.piece.reply.usage.prompt_tokens
+
+    def usage(self) -> dict[str, int]:
+        """OpenAI's usage object."""
+        prompt = sum(self._prompts.values())
+        return {"prompt_tokens": prompt, "completion_tokens": self._completion,
+                "total_tokens": prompt + self._completion}
+
+    def in_chunk(self) -> dict[str, Any]:
+        """What a chunk says about usage: null where a last chunk will tell, else nothing."""
+        return {"usage": None} if self.asked else {}
