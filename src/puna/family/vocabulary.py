@@ -27,9 +27,7 @@ MAX_RUN_CHARACTERS = 25_000
 
 BEGIN_TOKENS = ("<|begin_of_text|>", "<s>")
 END_TOKENS = ("<|eot|>", "<|eot_id|>", "<|end_of_text|>", "</s>")  # the first present is the template's eos_token
-STOP_TOKENS = frozenset(
-    {"<|end_of_text|>", "<|eom|>", "<|eot|>", "<|eom_id|>", "<|eot_id|>", "</s>"}
-)
+STOP_TOKENS = frozenset({"<|end_of_text|>", "<|eom|>", "<|eot|>", "<|eom_id|>", "<|eot_id|>", "</s>"})
 PAD_TOKENS = ("<|finetune_right_pad|>", "<|finetune_right_pad_id|>", "<pad>")
 
 
@@ -63,9 +61,15 @@ OWN_CONTROL: tuple[str, ...] = (
 )  # fmt: skip
 
 
-def control_tokens(ranks: int) -> tuple[str, ...] | None:
-    """The control tokens that follow a tiktoken file of this many ranks, in order of id; None for unknown counts."""
-    return {LLAMA3_RANKS: LLAMA3_CONTROL, LLAMA4_RANKS: LLAMA4_CONTROL}.get(ranks)
+def control_tokens(ranks: int, vocab_size: int | None = None) -> tuple[str, ...] | None:
+    """The control tokens that follow a tiktoken file of `ranks` ranks, in order of id.
+
+    A model's `vocab_size` tells the generation where the number of ranks is not Llama 3's or 4's. None where
+    neither does.
+    """
+    if ranks in (LLAMA3_RANKS, LLAMA4_RANKS):
+        return LLAMA3_CONTROL if ranks == LLAMA3_RANKS else LLAMA4_CONTROL
+    return {LLAMA3_CONTROL_SLOTS: LLAMA3_CONTROL, LLAMA4_CONTROL_SLOTS: LLAMA4_CONTROL}.get((vocab_size or 0) - ranks)
 
 
 def split_pattern(control: Iterable[str]) -> str:
