@@ -1,0 +1,89 @@
+"""`puna generate`: one prompt, one answer, on standard output."""
+
+import sys
+from typing import Any
+
+import typer
+
+
+def generate(
+    model: str = typer.Argument("cria", help="Bundled name, hub id, folder or file."),
+    prompt: str | None = typer.Option(None, "--prompt", "-p", help="The text to continue; else standard input."),
+    ids: str | None = typer.Option(None, "--ids", help='Token ids instead of text, as in "1,2,3"; taken as they are.'),
+    chat: bool = typer.Option(False, "--chat/--raw", help="Ask the prompt as a chat message, or just continue it."),
+    max_tokens: int | None = typer.Option(None, "--max-tokens", "-n", help="Most tokens to generate."),
+    temperature: float | None = typer.Option(None, "--temperature", "-t", help="0 always takes the likeliest token."),
+    top_p: float | None = typer.Option(None, "--top-p", help="Draw from the likeliest tokens of this joint share."),
+    top_k: int | None = typer.Option(None, "--top-k", help="Draw from the k likeliest tokens."),
+    min_p: float | None = typer.Option(None, "--min-p", help="Drop tokens less likely than this part of the best."),
+    seed: int | None = typer.Option(None, "--seed", help="Same seed, same answer."),
+    stop: list[str] = typer.Option([], "--stop", help="End before this text. May be given several times."),
+    ignore_eos: bool = typer.Option(False, "--ignore-eos", help="Go on past the model's own end."),
+    device: str = typer.Option("cpu", "--device", help="Where to run, as torch names it."),
+    dtype: str | None = typer.Option(None, "--dtype", help="float32, bfloat16 or float16; default: as stored."),
+    context: int | None = typer.Option(None, "--context", help="Cap the context length, in tokens."),
+    as_json: bool = typer.Option(False, "--json", help="Print one JSON object when done, instead of streaming."),
+) -> None:
+    """Continue a prompt once and print the result.
+
+    Example: puna generate --prompt "The llama is" --max-tokens 40
+
+    Without a tokenizer: puna generate stories260K.bin --ids 1,403 --max-tokens 20
+    """
+    from puna.engine import load
+
+    text_or_ids = _prompt(prompt, ids, chat)
+    llama = load(model, device=device, dtype=dtype, context=context)
+    stream = llama.stream(
+        text_or_ids, max_tokens=max_tokens, temperature=temperature, top_p=top_p, top_k=top_k, min_p=min_p, seed=seed,
+        stop=stop or None, ignore_eos=ignore_eos,
+    )  # fmt: skip
+    speaks = llama.tokenizer is not None
+    first = True
+    for piece in stream:
+        if as_json:
+            continue
+        shown = piece.text if speaks else "".join(f"{'' if first else ','}{id}" for id in piece.token_ids)
+        first = first and not shown
+        sys.stdout.write(shown)
+        sys.stdout.flush()
+    if as_json:
+        _print_json(stream.reply)
+    else:
+        sys.stdout.write("\n")
+
+
+def _prompt(prompt: str | None, ids: str | None, chat: bool) -> Any:
+    """The prompt as `Model.stream` takes it, from the options or standard input."""
+    from puna.errors import PunaError
+
+    if ids is not None:
+        if prompt is not None or chat:
+            raise PunaError("--ids stands alone: leave out --prompt and --chat")
+        try:
+            return [int(part) for part in ids.replace(",", " ").split()]
+        except ValueError:
+            raise PunaError(f'--ids must be whole numbers with commas, as in "1,2,3", not {ids!r:.80}') from None
+    if prompt is None:
+        if sys.stdin.isatty():
+            raise PunaError('there is no prompt: give --prompt "TEXT", --ids "1,2,3", or pipe text in')
+        prompt = sys.stdin.read().removesuffix("\n")
+    return [{"role": "user", "content": prompt}] if chat else prompt
+
+
+def _print_json(reply: Any) -> None:
+    """One reply as a JSON object on one line."""
+    import json
+
+    usage = reply.usage
+    record = {
+        "text": reply.text,
+        "token_ids": reply.token_ids,
+        "finish_reason": reply.finish_reason,
+        "usage": {
+            "prompt_tokens": usage.prompt_tokens,
+            "completion_tokens": usage.completion_tokens,
+            "total_tokens": usage.total_tokens,
+        },
+    }
+    sys.stdout.write(json.dumps(record, ensure_ascii=False) + "\n")
