@@ -64,4 +64,6 @@ class Member:
     @property
     def context_length(self) -> int | None:
         """The longest published context of any variant, in tokens."""
+        if self.encoder is not None:
+            return self.encoder.context_length
         return max((n for n in (self.base_context, self.instruct_context) if n is not None), default=None)

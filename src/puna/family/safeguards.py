@@ -68,20 +68,20 @@ MEMBERS: tuple[Member, ...] = (
     ),
     Member(
         name="prompt-guard-86m", title="Prompt Guard 86M", generation="3.1", kind="prompt classifier",
-        licence="llama3.1", released="2024-07-23", languages=PROMPT_GUARD_LANGUAGES, instruct_context=512,
+        licence="llama3.1", released="2024-07-23", languages=PROMPT_GUARD_LANGUAGES,
         encoder=Encoder(251_000, 768, 12, 12, 3072, 512, 256, ("benign", "injection", "jailbreak")),
         hub_ids={"classifier": "meta-llama/Prompt-Guard-86M"},
         notes=(_DATE_3_1, _ENCODER, Note("licence", "the version that it was released with", "unverified")),
     ),
     Member(
         name="prompt-guard-2-86m", title="Prompt Guard 2 86M", generation="4", kind="prompt classifier",
-        licence="llama4", released="2025-04-29", languages=EIGHT_LANGUAGES, instruct_context=512,
+        licence="llama4", released="2025-04-29", languages=EIGHT_LANGUAGES,
         encoder=MDEBERTA_V3_BASE, hub_ids={"classifier": "meta-llama/Llama-Prompt-Guard-2-86M"},
         notes=(_DATE_4, _ENCODER),
     ),
     Member(
         name="prompt-guard-2-22m", title="Prompt Guard 2 22M", generation="4", kind="prompt classifier",
-        licence="llama4", released="2025-04-29", languages=EIGHT_LANGUAGES, instruct_context=512,
+        licence="llama4", released="2025-04-29", languages=EIGHT_LANGUAGES,
         encoder=DEBERTA_V3_XSMALL, hub_ids={"classifier": "meta-llama/Llama-Prompt-Guard-2-22M"},
         notes=(_DATE_4, _ENCODER,
                Note("languages", "evaluated in eight languages, but its base model is English", "verified")),
