@@ -1,0 +1,194 @@
+"""Write GGUF files that llama.cpp loads.
+
+Legend: D model width, F feed-forward width, E experts.
+"""
+
+import math
+import os
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from gguf.constants import GGML_QUANT_SIZES, LlamaFileType, TokenType
+from gguf.constants import GGMLQuantizationType as Q
+from gguf.quants import quantize
+from torch import Tensor
+
+from puna.checkpoint.gguf_config import config_fields, differences
+from puna.checkpoint.gguf_format import pack_header, padded
+from puna.checkpoint.gguf_names import ROPE_DIVISORS, Slot, slots
+from puna.checkpoint.gguf_read import to_adjacent
+from puna.checkpoint.gguf_rope import divisors
+from puna.checkpoint.source import GenerationDefaults
+from puna.errors import PunaError
+from puna.family.config import ModelConfig
+from puna.model import Decoder
+from puna.text.tokenizer import Tokenizer
+
+TYPES = {
+    "F32": LlamaFileType.ALL_F32,
+    "F16": LlamaFileType.MOSTLY_F16,
+    "BF16": LlamaFileType.MOSTLY_BF16,
+    "Q8_0": LlamaFileType.MOSTLY_Q8_0,
+    "Q4_0": LlamaFileType.MOSTLY_Q4_0,
+}
+_BY_DTYPE = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+_FLOATS = {Q.F32: torch.float32, Q.F16: torch.float16, Q.BF16: torch.bfloat16}
+# largest magnitude that fits: float16 itself, or a float16 scale times the largest code of a block
+_LARGEST = {Q.F16: 65504.0, Q.Q8_0: 65504.0 * 127, Q.Q4_0: 65504.0 * 8}
+_CHUNK = 1 << 22  # elements encoded at a time
+
+
+@dataclass(frozen=True)
+class Written:
+    """One finished file. `notes`: what llama.cpp would do otherwise, and tensors kept at a wider type."""
+
+    path: Path
+    bytes: int
+    notes: tuple[str, ...]
+
+
+def write_gguf(model: Decoder, config: ModelConfig, tokenizer: Tokenizer | None, path: Path,
+               type: str | None = None, generation: GenerationDefaults | None = None,
+               metadata: Mapping[str, Any] | None = None) -> Path:  # fmt: skip
+    """Write a model in memory; `type` is a key of TYPES, None keeps the weights' dtype. Notes become warnings.
+
+    Raises PunaError as `write_tensors` does.
+    """
+    weights = model.state_dict()
+    kind = type or _BY_DTYPE.get(model.dtype, "F32")
+    written = write_tensors(weights.__getitem__, config, tokenizer, path, kind, generation, metadata)
+    for note in written.notes:
+        warnings.warn(note, stacklevel=3)
+    return written.path
+
+
+def write_tensors(read: Callable[[str], Tensor], config: ModelConfig, tokenizer: Tokenizer | None, path: Path,
+                  type: str, generation: GenerationDefaults | None = None,
+                  metadata: Mapping[str, Any] | None = None) -> Written:  # fmt: skip
+    """Write tensors one at a time as `read` gives them by our names.
+
+    Vectors and routers stay float32, matrices become `type`, or F16 where their rows are not whole blocks. `metadata`
+    is added as it is (`general.name`, `general.license`, ...).
+
+    Raises:
+        PunaError: an unknown type, a target that exists, a tokenizer larger than the vocabulary, a tensor that is not
+            finite or does not fit the type.
+    """
+    if type not in TYPES:
+        raise PunaError(f"GGUF type {type!r} is not one that can be written. Choose {', '.join(TYPES)}.")
+    if path.exists():
+        raise PunaError(f"{path} exists already. Choose another name, or delete it first.")
+    order = list(slots(config))
+    types = {slot.name: _stored_type(slot, Q[type]) for slot in order}
+    fields = _fields(config, tokenizer, path, type, generation, metadata or {})
+    table = [(name, slot.stored_shape, types[slot.name]) for slot in order for name in slot.tensors]
+    scaling = config.rope_scaling
+    if scaling is not None:
+        table.insert(0, (ROPE_DIVISORS, (config.head_dim // 2,), Q.F32))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    try:
+        with part.open("wb") as file:
+            file.write(pack_header(fields, table))
+            if scaling is not None:
+                _put(file, torch.from_numpy(divisors(scaling, config.rope_theta, config.head_dim)), Q.F32)
+                _pad(file)
+            for slot in order:
+                _write_slot(file, slot, read(slot.name), types[slot.name], config)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+    return Written(path, path.stat().st_size, (*differences(config), *_fallbacks(order, types, type)))
+
+
+def _stored_type(slot: Slot, wanted: Q) -> Q:
+    if slot.kind in ("vector", "router"):
+        return Q.F32
+    return wanted if slot.stored_shape[-1] % GGML_QUANT_SIZES[wanted][0] == 0 else Q.F16
+
+
+def _fallbacks(order: list[Slot], types: Mapping[str, Q], type: str) -> list[str]:
+    wide = [n for s in order for n in s.tensors if s.kind not in ("vector", "router") and types[s.name] != Q[type]]
+    if not wide:
+        return []
+    block = GGML_QUANT_SIZES[Q[type]][0]
+    return [f"{len(wide)} tensors stay F16, since their rows are not multiples of {block}: {', '.join(wide[:3])}"
+            + (", ..." if len(wide) > 3 else ".")]  # fmt: skip
+
+
+def _write_slot(file: BinaryIO, slot: Slot, tensor: Tensor, type: Q, config: ModelConfig) -> None:
+    if tuple(tensor.shape) != slot.shape:
+        raise PunaError(f"tensor {slot.name!r} has shape {tuple(tensor.shape)}, the configuration wants {slot.shape}")
+    if slot.kind == "rotary" and config.architecture == "llama":
+        tensor = to_adjacent(tensor, slot.heads)
+    # gate and up are the two halves of one fused tensor; every other slot is one part
+    for name, part in zip(slot.tensors, tensor.chunk(len(slot.tensors), -1), strict=True):
+        pieces: Iterator[Tensor] = iter(part.mT) if slot.kind in ("gate_up", "down_experts") else iter((part,))
+        for piece in pieces:
+            try:
+                _put(file, piece, type)
+            except ValueError as error:
+                raise PunaError(f"tensor {slot.name!r} cannot be written to {name!r} as {type.name}: {error}") from None
+        _pad(file)
+
+
+def _put(file: BinaryIO, tensor: Tensor, type: Q) -> None:
+    """Append one tensor, a few rows at a time."""
+    rows = tensor.detach().reshape(-1, tensor.shape[-1])
+    for chunk in rows.split(max(1, _CHUNK // rows.shape[-1])):
+        values = chunk.float().cpu().contiguous()
+        largest = float(values.abs().amax())
+        if not math.isfinite(largest):
+            raise ValueError("it holds values that are not finite")
+        if largest > _LARGEST.get(type, math.inf):
+            raise ValueError(f"it holds {largest:.6g}; choose BF16 or F32")
+        if type in _FLOATS:
+            file.write(values.to(_FLOATS[type]).view(torch.uint8).numpy().data)
+        else:
+            file.write(quantize(values.numpy(), type).data)
+
+
+def _pad(file: BinaryIO) -> None:
+    file.write(b"\0" * (padded(file.tell()) - file.tell()))
+
+
+def _fields(config: ModelConfig, tokenizer: Tokenizer | None, path: Path, type: str,
+            generation: GenerationDefaults | None, metadata: Mapping[str, Any]) -> dict[str, Any]:  # fmt: skip
+    fields: dict[str, Any] = {
+        "general.architecture": config.architecture,
+        "general.type": "model",
+        "general.name": path.stem,
+        "general.file_type": int(TYPES[type]),
+        "general.quantization_version": 2,
+    }
+    if generation is not None:
+        sampling = {"temp": generation.temperature, "top_p": generation.top_p, "top_k": generation.top_k}
+        fields |= {f"general.sampling.{key}": value for key, value in sampling.items() if value is not None}
+    fields |= metadata
+    fields |= config_fields(config)
+    return fields | _tokenizer_fields(tokenizer, config.vocab_size)
+
+
+def _tokenizer_fields(tokenizer: Tokenizer | None, vocab_size: int) -> dict[str, Any]:
+    """The tokenizer's metadata, its list of tokens as long as the embedding, which llama.cpp insists on."""
+    if tokenizer is None:
+        return {"tokenizer.ggml.model": "none"}
+    fields = dict(tokenizer.gguf_fields())
+    tokens = list(fields["tokenizer.ggml.tokens"])
+    missing = vocab_size - len(tokens)
+    if missing < 0:
+        raise PunaError(
+            f"the tokenizer has {len(tokens)} tokens, the model's vocabulary {vocab_size}: they don't belong together"
+        )
+    kinds = list(fields.get("tokenizer.ggml.token_type", [int(TokenType.NORMAL)] * len(tokens)))
+    fields["tokenizer.ggml.tokens"] = tokens + [f"[PAD{len(tokens) + i}]" for i in range(missing)]
+    fields["tokenizer.ggml.token_type"] = kinds + [int(TokenType.UNUSED)] * missing
+    if "tokenizer.ggml.scores" in fields:
+        fields["tokenizer.ggml.scores"] = [*fields["tokenizer.ggml.scores"], *[-10000.0] * missing]
+    return fields
+
+
