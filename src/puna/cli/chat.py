@@ -276,6 +276,7 @@ class MarkdownWriter:
         """The last block, for good."""
         from rich.markdown import Markdown
 
+        self._live.update("")  # stopping draws once more
         self._live.stop()
         if self._open.strip():
             self._console.print(Markdown(self._open))

@@ -26,10 +26,10 @@ class Vocabulary:
             raise PunaError("schema needs the package llguidance: pip install llguidance") from None
         stops = sorted(stop_ids)
         self.size = size
-        self.eos_token_id = stops[0] if stops else size - 1
+        self.eos_token_id = stops[0] if stops else size - 1  # the parser needs a way to say that it is done
         self.bos_token_id = tokenizer.bos_id
         self.tokens = [tokenizer.token_bytes(i) if i < tokenizer.vocab_size else b"" for i in range(size)]
-        self.special_token_ids = sorted({*tokenizer.control_ids, *stops})
+        self.special_token_ids = sorted({*tokenizer.control_ids, *stops, self.eos_token_id})
         self._tokenizer = tokenizer
         self.native = llguidance.LLTokenizer(
             llguidance.TokenizerWrapper(self), n_vocab=size, eos_token=stops or [self.eos_token_id],

@@ -48,7 +48,7 @@ def load(
     target = _device(device)
     wanted = _dtype(dtype)
     from puna.checkpoint import load as load_checkpoint
-    from puna.checkpoint import resolve
+    from puna.checkpoint.hub import resolve
 
     loaded = load_checkpoint(resolve(str(name_or_path)), device=str(target), dtype=wanted)
     given = loaded.generation
@@ -156,14 +156,15 @@ class Model:
         if beyond:
             raise PunaError(f"logit_bias names token {beyond[0]}, but ids go from 0 to {self.config.vocab_size - 1}")
         room = self.context_length - len(ids)
+        grammar = None if schema is None else Grammar(schema, self._vocabulary)
         request = Request(
             prompt=ids,
             sampling=sampling,
             limit=room if sampling.max_tokens is None else min(room, sampling.max_tokens),
-            stop_ids=self.stop_ids,
+            stop_ids=self.stop_ids if grammar is None else self.stop_ids | {self._vocabulary.eos_token_id},
             continues_text=isinstance(prompt, str),
             parse_calls=bool(tools),
-            grammar=None if schema is None else Grammar(schema, self._vocabulary),
+            grammar=grammar,
         )
         return Stream(run(self._runner, request, self.tokenizer), request.cancelled)
 
