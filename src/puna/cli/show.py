@@ -11,6 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from puna.cli.list_models import NOT_PUBLISHED, new_console, short_bytes, short_count, short_tokens
+from puna.errors import PunaError
 from puna.family.describe import describe, describe_config
 from puna.family.members import find, get
 
@@ -27,7 +28,7 @@ def show(
 
     Example: puna show llama-4-scout
     """
-    facts = _checkpoint(name) if _is_checkpoint(name) else describe(get(name))
+    facts = _checkpoint(name) if _is_checkpoint(name) else _member(name)
     if as_json:
         typer.echo(json.dumps(facts, indent=2, ensure_ascii=False))
     else:
@@ -35,7 +36,16 @@ def show(
 
 
 def _is_checkpoint(name: str) -> bool:
-    return name == BUNDLED or Path(name).exists() or (find(name) is None and name.startswith((".", "/", "~")))
+    return name == BUNDLED or Path(name).expanduser().exists() or name.startswith((".", "/", "~"))
+
+
+def _member(name: str) -> dict[str, Any]:
+    if find(name) is None and name.count("/") == 1:
+        raise PunaError(
+            f"{name!r} is neither a path here nor a member of the Llama family. If it is a checkpoint on a hub: "
+            f"`puna pull {name}`, then show the folder that it prints."
+        )
+    return describe(get(name))
 
 
 def _checkpoint(name: str) -> dict[str, Any]:
@@ -44,7 +54,8 @@ def _checkpoint(name: str) -> dict[str, Any]:
 
     source = open_source(resolve(name))
     facts = {"name": name, "title": name, "kind": "checkpoint", "format": source.format, "path": str(source.path)}
-    return facts | describe_config(source.config)
+    notes = [{"about": "checkpoint", "text": note, "status": "read from the files"} for note in source.notes]
+    return facts | describe_config(source.config) | {"notes": notes}
 
 
 def _print(facts: dict[str, Any]) -> None:
