@@ -14,7 +14,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from puna import __version__
-from puna.engine import Model
+from puna.engine import ContextLengthError, Model
 from puna.server import errors
 from puna.server.chat import chat_completions
 from puna.server.completions import completions
@@ -77,6 +77,8 @@ def create_app(model: Model, name: str, *, hosts: tuple[str, ...] | None = None)
             asked = await _read(request, kind)
             check_name(asked.model)  # type: ignore[attr-defined]
             return await handle(request, asked, model, name, worker)
+        except ContextLengthError as error:
+            raise errors.context_error(error, "messages" if kind is ChatRequest else "prompt") from None
         except ClientDisconnect:
             return Response(status_code=CLIENT_GONE)
 

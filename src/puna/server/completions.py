@@ -41,7 +41,7 @@ def _prompts(asked: CompletionRequest) -> list[str | list[int]]:
     if not given:
         raise ApiError("'prompt' is an empty list: give text, token ids, or a list of either.", param="prompt",
                        code="invalid_value")
-    return [given] if isinstance(given[0], int) else list(given)  # type: ignore[list-item]
+    return [given] if isinstance(given[0], int) else list(given)
 
 
 def _work(job: Job[Answer], model: Model, prompts: Sequence[str | list[int]], asked: CompletionRequest,

@@ -47,8 +47,7 @@ def as_api_error(error: BaseException) -> ApiError:
     if isinstance(error, ApiError):
         return error
     if isinstance(error, ContextLengthError):
-        return ApiError(f"This model's maximum context length is {error.context_length} tokens. However, your prompt "
-                        f"has {error.prompt_tokens} tokens. Please shorten it.", code="context_length_exceeded")
+        return context_error(error)
     if isinstance(error, PunaError):
         return ApiError(str(error))
     if isinstance(error, HTTPException):
@@ -56,6 +55,12 @@ def as_api_error(error: BaseException) -> ApiError:
     log.error("request failed", exc_info=error)
     return ApiError("The server had an error while processing your request. Its log has the details.", status=500,
                     code="internal_error")
+
+
+def context_error(error: ContextLengthError, param: str | None = None) -> ApiError:
+    """A prompt that is too long, in the words that clients look for."""
+    return ApiError(f"This model's maximum context length is {error.context_length} tokens. However, your prompt has "
+                    f"{error.prompt_tokens} tokens. Please shorten it.", param=param, code="context_length_exceeded")
 
 
 def _http_error(error: HTTPException) -> ApiError:
@@ -70,8 +75,11 @@ def _http_error(error: HTTPException) -> ApiError:
 
 def validation_error(found: list[Any], body: Any = None) -> ApiError:
     """The first of pydantic's findings about `body`, in OpenAI's words; unknown names first, the likeliest cause."""
-    item = next((one for one in found if one["type"] == "extra_forbidden"), found[0])
-    param = _path(item["loc"], body, missing=item["type"] == "missing")
+    paths = [_path(item["loc"], body, missing=item["type"] == "missing") for item in found]
+    first = next((at for at, item in enumerate(found) if item["type"] == "extra_forbidden"), 0)
+    # of a union's findings, the deepest is about the member that was meant
+    best = max((at for at, path in enumerate(paths) if path.startswith(paths[first])), key=lambda at: len(paths[at]))
+    item, param = found[best], paths[best]
     if item["type"] == "extra_forbidden":
         return ApiError(f"Unrecognized request argument supplied: {param}", param=param, code="unknown_parameter")
     if item["type"] == "missing":

@@ -7,12 +7,20 @@ completions/create); vLLM's "extra parameters" of its OpenAI-compatible server.
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    field_validator,
+    model_validator,
+)
 
 from puna.engine import Options
 
 Bias = Annotated[float, Field(ge=-100, le=100)]
-TokenId = Annotated[int, Field(ge=0)]
+TokenId = Annotated[int, Field(ge=0)]  # in a prompt and, as JSON's string keys, in logit_bias
 
 # OpenAI's tags and hints, and vLLM's `priority` and `request_id`: nothing here reads them.
 IGNORED = ("user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key",
@@ -171,6 +179,14 @@ class CompletionRequest(SamplingRequest):
     best_of: int | None = Field(None, ge=1)
     suffix: None = None
     return_token_ids: bool | None = None  # vLLM: each choice tells its own and its prompt's token ids
+
+    @field_validator("prompt", mode="wrap")
+    @classmethod
+    def _any_form(cls, given: Any, handler: ValidatorFunctionWrapHandler) -> Any:
+        try:
+            return handler(given)
+        except ValidationError:
+            raise ValueError("give text, a list of token ids (whole numbers from 0), or a list of either") from None
 
     @model_validator(mode="after")
     def _one_of_n(self) -> Self:

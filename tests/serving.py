@@ -1,0 +1,87 @@
+"""A model that speaks from a script, behind a real uvicorn on loopback: what the server's tests share."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any
+
+import httpx
+import torch
+import uvicorn
+
+from puna.family.config import ModelConfig
+from puna.text.tokenizer import Tokenizer
+
+NAME = "llama-of-the-test"
+SAID = "The llama eats 🦙 grass. END and more"
+TEXTS = ["The llama eats grass on the high plain.", "weather in Lima, Perú, 世界! 🦙"] * 4
+HELLO: list[Any] = [{"role": "user", "content": "Hello"}]
+WEATHER: Any = {"type": "function", "function": {
+    "name": "weather", "description": "The weather.", "parameters": {
+        "type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}}}
+
+
+CHAT, PLAIN = "chat/completions", "completions"
+
+
+class Scripted:
+    """Stands in for a decoder: whatever the prompt, it wants to say `script`, then the end token."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self.tokenizer = tokenizer
+        self.config = ModelConfig("llama", tokenizer.vocab_size, 8, 1, 1, 1, 8, 8, context_length=200)
+        self.device = torch.device("cpu")
+        self.say(SAID)
+
+    def say(self, text: str, seconds: float = 0.0, fail_at: int | None = None) -> None:
+        self.script = [*self.tokenizer.encode(text), self.tokenizer.eos_ids[0]]
+        self.seconds, self.fail_at, self.calls = seconds, fail_at, 0
+
+    def eval(self) -> "Scripted":
+        return self
+
+    def new_cache(self, batch: int = 1) -> SimpleNamespace:
+        return SimpleNamespace(step=0)
+
+    def __call__(self, ids: torch.Tensor, cache: Any = None, last_only: bool = False) -> torch.Tensor:
+        step = cache.step if cache else 0
+        if step == self.fail_at:
+            raise ZeroDivisionError("a secret of the engine room")
+        time.sleep(self.seconds)
+        self.calls += 1
+        if cache:
+            cache.step += 1
+        logits = torch.zeros(1, 1 if last_only else ids.shape[1], self.config.vocab_size)
+        logits[..., self.script[min(step, len(self.script) - 1)]] = 9.0
+        return logits
+
+
+@contextmanager
+def serving(app: Any) -> Iterator[str]:
+    """A real server in a thread, at the URL that it gives."""
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    while not server.started:
+        assert thread.is_alive()
+        time.sleep(0.01)
+    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    server.should_exit = True
+    thread.join(10)
+
+
+def post(url: str, path: str, **body: Any) -> httpx.Response:
+    return httpx.post(f"{url}/v1/{path}", json={"model": NAME, **body}, timeout=20)
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 5.0) -> bool:
+    end = time.monotonic() + seconds
+    while not condition() and time.monotonic() < end:
+        time.sleep(0.01)
+    return condition()
+
+
+def busy(url: str) -> int:
+    return httpx.get(f"{url}/health", timeout=2).json()["requests"]

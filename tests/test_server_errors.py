@@ -1,0 +1,248 @@
+"""What the server refuses, what it says then, and what happens when a client hangs up."""
+
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import openai
+import pytest
+import torch
+
+from puna.engine import Model, Sampling
+from puna.server.app import LOOPBACK, create_app
+from puna.server.worker import Worker
+from puna.text.tokenizer import Tokenizer
+from puna.text.train import train_tokenizer
+from serving import CHAT, HELLO, NAME, PLAIN, SAID, TEXTS, WEATHER, Scripted, busy, post, serving, wait_for
+
+torch.set_num_threads(1)
+
+USER = {"messages": HELLO}
+MISTAKES: list[tuple[str, dict[str, Any], int, str | None, str | None, str]] = [
+    # path, body, status, param, code, words
+    (CHAT, {}, 400, "messages", "missing_required_parameter", "messages"),
+    (CHAT, {"messages": []}, 400, "messages", "invalid_value", "at least 1"),
+    (CHAT, {**USER, "model": "gpt-9"}, 404, "model", "model_not_found", NAME),
+    (CHAT, {**USER, "model": None}, 400, "model", "invalid_type", "string"),
+    (CHAT, {**USER, "colour": "red"}, 400, "colour", "unknown_parameter", "Unrecognized request argument"),
+    (CHAT, {**USER, "temperature": 3}, 400, "temperature", "invalid_value", "less than or equal to 2"),
+    (CHAT, {**USER, "temperature": "hot"}, 400, "temperature", "invalid_value", "number"),
+    (CHAT, {**USER, "top_p": 0}, 400, "top_p", "invalid_value", "greater than 0"),
+    (CHAT, {**USER, "n": 0}, 400, "n", "invalid_value", "1"),
+    (CHAT, {**USER, "max_tokens": 0}, 400, "max_tokens", "invalid_value", "1"),
+    (CHAT, {**USER, "top_logprobs": 2}, 400, "top_logprobs", "invalid_value", "logprobs is true"),
+    (CHAT, {**USER, "stream_options": {"include_usage": True}}, 400, None, None, "stream_options"),
+    (CHAT, {**USER, "logit_bias": {"a": 1}}, 400, "logit_bias.a", None, "integer"),
+    (CHAT, {**USER, "logit_bias": {"99999": 1}}, 400, None, None, "99999"),
+    (CHAT, {**USER, "tool_choice": "required"}, 400, "tool_choice", "invalid_value", "tools"),
+    (CHAT, {**USER, "tools": [WEATHER], "tool_choice": {"type": "function", "function": {"name": "sun"}}}, 400,
+     "tool_choice", "invalid_value", "sun"),
+    (CHAT, {**USER, "response_format": {"type": "json_schema"}}, 400, "response_format.json_schema.schema",
+     "missing_required_parameter", "schema"),
+    (CHAT, {**USER, "min_tokens": 4}, 400, None, None, "min_tokens"),
+    (CHAT, {"messages": [{"role": "wizard", "content": "x"}]}, 400, "messages[0].role", "invalid_value", "assistant"),
+    (CHAT, {"messages": [{"role": "user", "content": "x", "mood": 1}]}, 400, "messages[0].mood", "unknown_parameter",
+     "mood"),
+    (CHAT, {"messages": [{"role": "user", "content": [{"text": "x"}]}]}, 400, "messages[0].content[0].type",
+     "missing_required_parameter", "type"),
+    (CHAT, {"messages": [{"role": "user"}]}, 400, "messages[0].content", "missing_required_parameter", "content"),
+    (CHAT, {"messages": [*HELLO, {"role": "tool", "content": "x"}]}, 400, "messages[1].tool_call_id",
+     "missing_required_parameter", "tool_call_id"),
+    (CHAT, {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:,"}}]}]}, 400,
+     "messages[0].content[0]", "unsupported_content_type", "text only"),
+    (CHAT, {"messages": [*HELLO, {"role": "assistant", "tool_calls": [
+        {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{"}}]}]}, 400,
+     "messages[1].tool_calls[0].function.arguments", "invalid_value", "JSON object"),
+    (CHAT, {"messages": [{"role": "user", "content": "word " * 300}]}, 400, "messages", "context_length_exceeded",
+     "maximum context length is 200 tokens"),
+    (PLAIN, {"prompt": [5] * 201}, 400, "prompt", "context_length_exceeded", "has 201 tokens"),
+    (PLAIN, {"prompt": [[5] * 201], "echo": True, "logprobs": 1, "max_tokens": 0}, 400, "prompt",
+     "context_length_exceeded", "has 201 tokens"),
+    (PLAIN, {"prompt": []}, 400, "prompt", "invalid_value", "empty"),
+    (PLAIN, {"prompt": [[]]}, 400, None, None, "empty"),
+    (PLAIN, {"prompt": [5, "a"]}, 400, "prompt", "invalid_value", "token ids"),
+    (PLAIN, {"prompt": [-1]}, 400, "prompt", "invalid_value", "token ids"),
+    (PLAIN, {"prompt": None}, 400, "prompt", "invalid_value", "token ids"),
+    (PLAIN, {"prompt": [99999]}, 400, None, None, "99999"),
+    (PLAIN, {"prompt": "x", "best_of": 3}, 400, None, None, "best_of"),
+    (PLAIN, {"prompt": "x", "suffix": "y"}, 400, "suffix", None, "suffix"),
+    (PLAIN, {"prompt": "x", "logprobs": 99}, 400, "logprobs", "invalid_value", "20"),
+]
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return train_tokenizer(TEXTS, 330)
+
+
+@pytest.fixture(scope="module")
+def decoder(tokenizer: Tokenizer) -> Scripted:
+    return Scripted(tokenizer)
+
+
+@pytest.fixture(scope="module")
+def url(decoder: Scripted, tokenizer: Tokenizer) -> Iterator[str]:
+    model = Model(decoder, tokenizer, defaults=Sampling(temperature=0))  # type: ignore[arg-type]
+    with serving(create_app(model, NAME, hosts=LOOPBACK)) as address:
+        yield address
+
+
+@pytest.fixture
+def client(url: str, decoder: Scripted) -> Iterator[openai.OpenAI]:
+    decoder.say(SAID)
+    with openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client:
+        yield client
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(("path", "body", "status", "param", "code", "words"), MISTAKES)
+def test_mistakes_are_told_in_openais_shape(url: str, path: str, body: dict[str, Any], status: int, param: str | None,
+                                            code: str | None, words: str, stream: bool) -> None:
+    if "stream_options" in body and stream:
+        pytest.skip("right when streaming")
+    answer = post(url, path, **{**body, "stream": stream})
+    assert answer.status_code == status, answer.text
+    error = answer.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    assert error["type"] == "invalid_request_error"
+    assert words in error["message"]
+    assert error["param"] == param
+    assert code in (None, error["code"])
+
+
+@pytest.mark.parametrize(("body", "headers", "status", "code"), [
+    (b'{"model": ', {"content-type": "application/json"}, 400, "invalid_json"),
+    (b"[" * 100_000, {"content-type": "application/json"}, 400, "invalid_json"),
+    (b"\xff\xfe\xfd", {"content-type": "application/json"}, 400, "invalid_json"),
+    (b"[1]", {"content-type": "application/json"}, 400, "invalid_type"),
+    (b"{}", {"content-type": "text/plain"}, 415, "unsupported_content_type"),
+    (b"{}", {"content-type": "application/json", "host": "evil.example"}, 421, "wrong_host"),
+    (b'{"model": "\\ud800", "prompt": "x"}', {"content-type": "application/json"}, 404, "model_not_found"),
+    (b'{"model": "m", "prompt": "x", "temperature": NaN}', {"content-type": "application/json"}, 400, "invalid_value"),
+])
+def test_bad_bodies(url: str, body: bytes, headers: dict[str, str], status: int, code: str) -> None:
+    answer = httpx.post(f"{url}/v1/completions", content=body, headers=headers)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (status, code)
+
+
+def test_too_large_a_body_is_refused(url: str) -> None:
+    answer = httpx.post(f"{url}/v1/completions", content=b" " * (17 * 2**20),
+                        headers={"content-type": "application/json"}, timeout=20)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (413, "request_too_large")
+
+
+def test_unknown_routes_and_methods(url: str) -> None:
+    missing, wrong = httpx.get(f"{url}/v2/nothing"), httpx.get(f"{url}/v1/completions")
+    assert (missing.status_code, missing.json()["error"]["code"]) == (404, "unknown_url")
+    assert (wrong.status_code, wrong.json()["error"]["code"]) == (405, "method_not_supported")
+    assert wrong.headers["allow"] == "POST"
+
+
+def test_the_client_raises_its_own_errors(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.NotFoundError) as missing:
+        client.chat.completions.create(model="other", messages=HELLO)
+    assert (missing.value.code, missing.value.param) == ("model_not_found", "model")
+    with pytest.raises(openai.BadRequestError, match="Unrecognized request argument supplied: wings"):
+        client.chat.completions.create(model=NAME, messages=HELLO, extra_body={"wings": 2})
+
+
+def test_a_fault_of_ours_is_a_500_without_its_secrets(client: openai.OpenAI, decoder: Scripted) -> None:
+    decoder.say(SAID, fail_at=0)
+    with pytest.raises(openai.InternalServerError) as caught:
+        client.chat.completions.create(model=NAME, messages=HELLO)
+    assert "secret" not in caught.value.response.text
+    assert "Traceback" not in caught.value.response.text
+    assert caught.value.response.json()["error"]["type"] == "server_error"
+
+
+def test_an_error_amid_a_stream_is_told(client: openai.OpenAI, decoder: Scripted, url: str) -> None:
+    decoder.say(SAID, fail_at=3)
+    text = ""
+    stream = client.chat.completions.create(model=NAME, messages=HELLO, stream=True)
+    with pytest.raises(openai.APIError, match="The server had an error"):  # noqa: PT012 - the loop is what raises
+        for chunk in stream:
+            text += chunk.choices[0].delta.content or ""
+    assert SAID.startswith(text)
+    assert text
+    assert "[DONE]" not in post(url, CHAT, messages=HELLO, stream=True).text
+    decoder.say(SAID)
+    assert client.chat.completions.create(model=NAME, messages=HELLO).choices[0].message.content == SAID
+
+
+def test_health_answers_while_the_model_works_and_requests_take_turns(url: str, decoder: Scripted) -> None:
+    decoder.say("llama " * 10, seconds=0.03)
+    answers: list[httpx.Response] = []
+    threads = [threading.Thread(target=lambda: answers.append(post(url, PLAIN, prompt="x", max_tokens=20)))
+               for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    assert wait_for(lambda: busy(url) == 3)
+    start = time.monotonic()
+    assert httpx.get(f"{url}/health").status_code == 200
+    assert time.monotonic() - start < 0.3
+    for thread in threads:
+        thread.join()
+    assert [a.json()["choices"][0]["text"] for a in answers] == [answers[0].json()["choices"][0]["text"]] * 3
+    assert wait_for(lambda: busy(url) == 0)
+
+
+def test_hanging_up_amid_a_stream_stops_the_work(client: openai.OpenAI, decoder: Scripted, url: str) -> None:
+    decoder.say("llama " * 60, seconds=0.02)
+    stream = client.chat.completions.create(model=NAME, messages=HELLO, stream=True)
+    for _, _chunk in zip(range(3), stream, strict=False):
+        pass
+    stream.close()
+    assert wait_for(lambda: busy(url) == 0, 2)
+    calls = decoder.calls
+    assert 0 < calls < 30
+    time.sleep(0.1)
+    assert decoder.calls == calls
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_hanging_up_before_the_answer_drops_running_and_waiting(url: str, decoder: Scripted, stream: bool) -> None:
+    decoder.say("llama " * 60, seconds=0.05)
+
+    gone: list[str] = []
+
+    def impatient(who: str, seconds: float, stream: bool) -> None:
+        with pytest.raises(httpx.ReadTimeout):
+            httpx.post(f"{url}/v1/completions", timeout=seconds, json={
+                "model": NAME, "prompt": "x", "max_tokens": 100, "stream": stream})
+        gone.append(who)
+
+    running = threading.Thread(target=impatient, args=("running", 1.0, False))
+    running.start()
+    assert wait_for(lambda: busy(url) == 1)
+    impatient("waiting", 0.3, stream)
+    assert wait_for(lambda: busy(url) == 1, 0.3), "the waiting request should leave the queue at once"
+    running.join()
+    assert wait_for(lambda: busy(url) == 0, 1)
+    assert gone == ["waiting", "running"]
+    assert decoder.calls < 40, "the running request should have stopped"
+
+
+def test_hanging_up_amid_a_long_prompt_stops_the_work(url: str, decoder: Scripted,
+                                                      monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("puna.engine.generate.PREFILL_TOKENS", 1)
+    decoder.say("Yes", seconds=0.05)
+    with pytest.raises(httpx.ReadTimeout):
+        httpx.post(f"{url}/v1/completions", timeout=0.3, json={"model": NAME, "prompt": [5] * 100})
+    assert wait_for(lambda: busy(url) == 0, 1)
+    assert 0 < decoder.calls < 30
+
+
+def test_too_many_waiting_requests_are_turned_away(decoder: Scripted, tokenizer: Tokenizer,
+                                                   monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("puna.server.app.Worker", lambda: Worker(limit=1))
+    decoder.say("llama " * 20, seconds=0.03)
+    with serving(create_app(Model(decoder, tokenizer), NAME)) as url:  # type: ignore[arg-type]
+        running = threading.Thread(target=lambda: post(url, PLAIN, prompt="x", max_tokens=30))
+        running.start()
+        assert wait_for(lambda: busy(url) == 1)
+        refused = post(url, PLAIN, prompt="x")
+        running.join()
+    assert (refused.status_code, refused.json()["error"]["code"]) == (503, "server_overloaded")
+    assert refused.json()["error"]["type"] == "server_error"
