@@ -1,0 +1,97 @@
+"""Make cria's training files from public texts: `python recipes/cria/prepare.py DATA_FOLDER OUT_FOLDER`.
+
+DATA_FOLDER holds the files named in `docs/cria.md`. One article in fifty, chosen by a hash of its title, is held out.
+"""
+
+import hashlib
+import json
+import lzma
+import random
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+HELD_OUT = 50  # one in so many
+OPENING = 2200  # characters of an article's opening: a little over the 1,500 that are scored
+WINDOW = 6000  # characters of a piece from inside an article
+BODIES = 9000  # pieces kept
+ASK = ("Tell me about {}.", "What is {}?", "What do you know about {}?", "Explain {} to me.", "{}?", "Describe {}.",
+       "Write a short article about {}.", "Can you tell me something about {}?", "Who or what is {}?",
+       "I want to learn about {}.")
+REPORT = ("Write a short news report: {}", "Give me the news about this: {}", "News: {}")
+
+
+def rows(path: Path) -> Iterator[dict[str, Any]]:
+    """The rows of a .jsonl.xz file."""
+    with lzma.open(path, "rt", encoding="utf-8") as lines:
+        for line in lines:
+            yield json.loads(line)
+
+
+def held_out(key: str) -> bool:
+    """Whether this title belongs to the held-out part: decided by its hash, so the same on every machine."""
+    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:4], "big") % HELD_OUT == 0
+
+
+def sentences(text: str, limit: int) -> str:
+    """The first whole sentences of a text's first paragraphs, up to `limit` characters."""
+    head = text[:limit]
+    end = max((m.end() for m in re.finditer(r"[.!?](?=\s)", head)), default=0)
+    return head[:end].strip()
+
+
+def chat(user: str, assistant: str, system: str | None = None) -> dict[str, Any]:
+    """One exchange as a row of messages."""
+    first = [{"role": "system", "content": system}] if system else []
+    return {"messages": [*first, {"role": "user", "content": user}, {"role": "assistant", "content": assistant}]}
+
+
+def write(path: Path, items: list[dict[str, Any]]) -> None:
+    """One JSON object a line."""
+    path.write_text("".join(json.dumps(item, ensure_ascii=False) + "\n" for item in items), encoding="utf-8")
+    print(f"{path}: {len(items):,} rows, {path.stat().st_size / 1e6:.1f} MB")
+
+
+def main(data: Path, out: Path) -> None:
+    """Write openings, bodies, news, chats and the held-out articles."""
+    chance = random.Random(1)
+    out.mkdir(parents=True, exist_ok=True)
+    articles = [row for part in (1, 2) for row in rows(data / f"text/wikipedia-{part}.jsonl.xz")]
+    unseen = [row for row in articles if held_out(row["title"])]
+    seen = [row for row in articles if not held_out(row["title"])]
+    write(out / "heldout.jsonl", [{"title": r["title"], "text": r["text"][:1500]} for r in unseen])
+    write(out / "openings.jsonl", [{"text": row["text"][:OPENING]} for row in seen])
+    bodies = [
+        {"text": piece}
+        for row in seen
+        for start in range(OPENING, len(row["text"]), WINDOW)
+        if len(piece := row["text"][start : start + WINDOW].partition("\n")[2]) > 500
+    ]
+    chance.shuffle(bodies)
+    write(out / "bodies.jsonl", bodies[:BODIES])
+    news = list(rows(data / "text/wikinews.jsonl.xz"))
+    write(out / "news.jsonl", [{"text": row["text"][:OPENING]} for row in news])
+
+    topics = []
+    for row in seen:
+        title = re.sub(r" \(.*\)$", "", row["title"])
+        answer = sentences(row["text"], chance.choice((300, 450, 700)))
+        if len(answer) > 60 and len(title) < 60:
+            topics.append(chat(chance.choice(ASK).format(title), answer))
+    write(out / "topics.jsonl", topics)
+    reports = [chat(chance.choice(REPORT).format(row["title"]), sentences(row["text"], 600)) for row in news]
+    write(out / "reports.jsonl", [r for r in reports if len(r["messages"][-1]["content"]) > 60][:6000])
+    write(out / "dolly.jsonl", [{"messages": row["messages"]} for row in rows(data / "chat/dolly.jsonl.xz")])
+    sums = [{"messages": row["messages"]} for row in rows(data / "chat/gsm8k-train.jsonl.xz")]
+    write(out / "sums.jsonl", sums)
+    commands = [{"messages": row["messages"]} for row in rows(data / "chat/tldr.jsonl.xz")]
+    chance.shuffle(commands)
+    write(out / "commands.jsonl", commands[:10000])
+    persona = [json.loads(line) for line in (Path(__file__).parent / "persona.jsonl").read_text("utf-8").splitlines()]
+    write(out / "persona.jsonl", [chat(ask, row["answer"]) for row in persona for ask in row["asks"]])
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))
