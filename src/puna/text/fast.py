@@ -126,9 +126,11 @@ def _without_control(spec: Mapping[str, Any], control: Mapping[str, int], where:
     if unknown in control:
         model["unk_token"] = None
     out_of_reach = control.keys() | {unknown}
-    model["vocab"] = {piece: i for piece, i in model["vocab"].items() if piece not in control}
-    model["merges"] = [pair for pair in merge_pairs(model["merges"]) if "".join(pair) not in out_of_reach]
     added = [t for t in spec.get("added_tokens") or () if t["content"] not in out_of_reach]
+    # The library numbers added tokens anew, unless the vocabulary has them.
+    vocab = model["vocab"] | {t["content"]: t["id"] for t in added}
+    model["vocab"] = {piece: i for piece, i in vocab.items() if piece not in control}
+    model["merges"] = [pair for pair in merge_pairs(model["merges"]) if "".join(pair) not in out_of_reach]
     bare = {**spec, "model": model, "added_tokens": added, "post_processor": None, "truncation": None, "padding": None}
     try:
         return tokenizers.Tokenizer.from_str(json.dumps(bare))

@@ -44,7 +44,8 @@ class Tokenizer:
 
     def __init__(self, backend: Backend, control: Mapping[str, int], *, bos_token: str | None = None,
                  eos_token: str | None = None, pad_token: str | None = None, eos_ids: Iterable[int] | None = None,
-                 more_eos_ids: Iterable[int] = (), chat_template: str | None = None, generation: str | None = None) -> None:
+                 more_eos_ids: Iterable[int] = (), chat_template: str | None = None,
+                 generation: str | None = None) -> None:
         self.backend = backend
         self.control: Mapping[str, int] = dict(control)
         self.control_ids = frozenset(self.control.values())
