@@ -67,13 +67,6 @@ def test_wrong_option_exits_2() -> None:
     assert "--colour" in done.stderr
 
 
-@pytest.mark.parametrize("command", ["list", "show"])
-def test_help_of_a_command_shows_an_example(command: str) -> None:
-    done = run(command, "--help")
-    assert done.returncode == 0
-    assert f"Example: puna {command}" in done.stdout
-
-
 def fail_with(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
     def command() -> None:
         raise error
@@ -163,3 +156,45 @@ def test_show_unknown_name_suggests() -> None:
     assert done.stderr.startswith("Error: there is no member 'lama-3.1-8b'")
     assert "llama-3.1-8b" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_show_of_a_hub_id_outside_the_family_says_how() -> None:
+    done = run("show", "someone/other-model")
+    assert done.returncode == 1
+    assert "puna pull someone/other-model" in done.stderr
+
+
+def test_show_reads_a_checkpoint(tmp_path: Path) -> None:
+    import torch
+
+    from puna.checkpoint import save
+    from puna.family import ModelConfig
+    from puna.model import Decoder
+
+    config = ModelConfig(
+        architecture="llama", vocab_size=32, hidden_size=16, num_layers=2, num_heads=2, num_kv_heads=1, head_dim=8,
+        intermediate_size=24, context_length=64,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = Decoder(config)
+    save(model, config, None, tmp_path / "tiny")
+    facts = json.loads(run("show", str(tmp_path / "tiny"), "--json").stdout)
+    assert facts["format"] == "safetensors"
+    assert facts["shape"]["hidden_size"] == 16
+    assert facts["parameters"]["total"] == sum(p.numel() for p in model.parameters())
+    assert "safetensors" in run("show", str(tmp_path / "tiny")).stdout
+
+
+def test_show_of_a_missing_path_is_an_error(tmp_path: Path) -> None:
+    done = run("show", str(tmp_path / "absent"))
+    assert done.returncode == 1
+    assert done.stderr.startswith("Error: ")
+    assert "absent" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("command", list(cli.COMMANDS))
+def test_every_command_loads_and_its_help_has_an_example(command: str) -> None:
+    done = run(command, "--help")
+    assert done.returncode == 0, done.stderr
+    assert f"puna {command}" in done.stdout.split("Usage:", 1)[1].split("\n", 1)[1]
