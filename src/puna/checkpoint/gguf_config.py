@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from puna.checkpoint import gguf_rope
+from puna.checkpoint.validate import _REQUIRED, Fields
 from puna.errors import PunaError
 from puna.family.config import Architecture, AttentionTemperature, ModelConfig, RopeScaling
 
@@ -39,60 +40,27 @@ def every(num_layers: int, step: int) -> tuple[int, ...]:
     return tuple(range(step - 1, num_layers, step)) if step > 0 else ()
 
 
-class Fields:
-    """Metadata by key, with the type checked and the key named in every error."""
+class Metadata(Fields):
+    """GGUF metadata, with the type checked and file and key named in every error."""
 
-    def __init__(self, path: Path, fields: Mapping[str, Any]) -> None:
-        self.path, self.fields = path, fields
+    def __init__(self, path: Path, values: Mapping[str, Any]) -> None:
+        super().__init__(values, path, "metadata ")
 
-    def __contains__(self, key: str) -> bool:
-        return key in self.fields
+    def integer(self, key: str, default: Any = _REQUIRED) -> Any:
+        """One integer, or a list with the same integer for every layer."""
+        value = self.values.get(key)
+        if isinstance(value, list):
+            if len(set(map(repr, value))) != 1 or type(value[0]) is not int:
+                raise self.error(key, "differs between layers; Llama layers are alike")
+            return value[0]
+        return super().integer(key, default)
 
-    def fail(self, key: str, what: str) -> PunaError:
-        return PunaError(f"{self.path}: metadata {key!r} {what}")
-
-    def integer(self, key: str, default: int | None = None) -> int:
-        value = self._get(key, default)
-        if isinstance(value, list) and value and len(set(map(repr, value))) == 1:
-            value = value[0]  # one number for each layer, all equal
-        if type(value) is not int:
-            raise self.fail(key, f"is {_short(value)}, not one whole number: this is not a Llama model")
-        return value
-
-    def number(self, key: str, default: float | None = None) -> float:
-        value = self._get(key, default)
-        if type(value) not in (int, float) or not math.isfinite(value) or value < 0:
-            raise self.fail(key, f"is {_short(value)}, not a number of at least 0")
-        return float(str(np.float32(value)))  # 1e-05 rather than 9.99999974e-06
-
-    def integers(self, key: str) -> tuple[int, ...]:
-        value = self._get(key, None)
-        if not isinstance(value, list) or any(type(item) is not int for item in value):
-            raise self.fail(key, f"is {_short(value)}, not a list of whole numbers")
-        return tuple(value)
-
-    def flag(self, key: str, default: bool) -> bool:
-        value = self._get(key, default)
-        if type(value) is not bool:
-            raise self.fail(key, f"is {_short(value)}, not true or false")
-        return value
-
-    def text(self, key: str, default: str) -> str:
-        value = self._get(key, default)
-        if type(value) is not str:
-            raise self.fail(key, f"is {_short(value)}, not text")
-        return value
-
-    def _get(self, key: str, default: Any) -> Any:
-        value = self.fields.get(key, default)
-        if value is None:
-            raise self.fail(key, "is missing; convert the model again")
-        return value
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
+    def number(self, key: str, default: Any = _REQUIRED) -> Any:
+        """A finite float32 of at least 0, as the shortest decimal: 1e-05, not 9.99999974e-06."""
+        value = super().number(key, default)
+        if value is not None and value < 0:
+            raise self.error(key, f"must be at least 0, not {value!r}")
+        return value if value is None else float(str(np.float32(value)))
 
 
 def read_config(path: Path, raw: Mapping[str, Any], *, vocab_size: int, tied: bool, blocks: int,
@@ -104,24 +72,24 @@ def read_config(path: Path, raw: Mapping[str, Any], *, vocab_size: int, tied: bo
     Raises:
         PunaError: not a Llama text model, or something that ModelConfig cannot represent.
     """
-    fields = Fields(path, raw)
-    name = fields.text("general.architecture", "")
+    fields = Metadata(path, raw)
+    name = fields.text("general.architecture")
     if name not in ("llama", "llama4"):
         raise PunaError(f"{path}: architecture {name!r} is not a Llama; puna reads 'llama' and 'llama4'")
     architecture: Architecture = "llama4" if name == "llama4" else "llama"
     prefix = name + "."
     layers = fields.integer(prefix + "block_count")
     if layers != blocks:
-        raise fields.fail(prefix + "block_count", f"is {layers}, but the file has tensors of {blocks} layers")
+        raise fields.error(prefix + "block_count", f"is {layers}, but the file has tensors of {blocks} layers")
     _refuse_foreign(fields, prefix)
     hidden, heads = fields.integer(prefix + "embedding_length"), fields.integer(prefix + "attention.head_count")
     head_dim = fields.integer(prefix + "attention.key_length", hidden // max(1, heads))
     for key in ("attention.value_length", "rope.dimension_count"):
         if (width := fields.integer(prefix + key, head_dim)) != head_dim:
-            raise fields.fail(prefix + key, f"is {width}, but heads are {head_dim} wide; Llama models have one width")
+            raise fields.error(prefix + key, f"is {width}, but heads are {head_dim} wide; Llama models have one width")
     theta = fields.number(prefix + "rope.freq_base", 10_000.0)
     if not theta > 1:
-        raise fields.fail(prefix + "rope.freq_base", f"is {theta}")
+        raise fields.error(prefix + "rope.freq_base", f"is {theta}")
     experts = fields.integer(prefix + "expert_count", 0)
     try:
         return ModelConfig(
@@ -146,30 +114,28 @@ def read_config(path: Path, raw: Mapping[str, Any], *, vocab_size: int, tied: bo
         raise PunaError(f"{path}: the metadata describes no Llama: {error}") from error
 
 
-def _refuse_foreign(fields: Fields, prefix: str) -> None:
+def _refuse_foreign(fields: Metadata, prefix: str) -> None:
     """Settings that llama.cpp applies and our decoder does not have."""
     if (kind := fields.text(prefix + "rope.scaling.type", "none")) != "none":
-        raise fields.fail(prefix + "rope.scaling.type", f"is {kind!r}; puna knows Llama 3.1's scaling only")
+        raise fields.error(prefix + "rope.scaling.type", f"is {kind!r}; puna knows Llama 3.1's scaling only")
     for key in ("rope.scale_linear", "rope.scaling.factor"):
         if (factor := fields.number(prefix + key, 1.0)) not in (0.0, 1.0):
-            raise fields.fail(prefix + key, f"is {factor}; puna knows Llama 3.1's scaling only")
+            raise fields.error(prefix + key, f"is {factor}; puna knows Llama 3.1's scaling only")
     if prefix == "llama." and fields.integer(prefix + "attention.sliding_window", 0):
-        raise fields.fail(prefix + "attention.sliding_window", "is set: this is not a Llama model")
+        raise fields.error(prefix + "attention.sliding_window", "is set: this is not a Llama model")
     for key in ("attention.scale", "logit_scale", "residual_scale", "embedding_scale"):
         if fields.number(prefix + key, 0.0):
-            raise fields.fail(prefix + key, "is set: this is not a Llama model")
+            raise fields.error(prefix + key, "is set: this is not a Llama model")
 
 
-def _experts(fields: Fields, prefix: str, layers: int, experts: int) -> dict[str, Any]:
+def _experts(fields: Metadata, prefix: str, layers: int, experts: int) -> dict[str, Any]:
     if not experts:
         return {}
     if prefix == "llama.":
-        raise fields.fail(prefix + "expert_count", f"is {experts}: Mixtral-like models are not of the Llama family")
-    if "puna.moe_layers" in fields:
-        layers_with = fields.integers("puna.moe_layers")
-    else:
-        step = fields.integer(prefix + "interleave_moe_layer_step")
-        layers_with = every(layers, step)
+        raise fields.error(prefix + "expert_count", f"is {experts}: Mixtral-like models are not of the Llama family")
+    layers_with = fields.integers("puna.moe_layers")
+    if layers_with is None:
+        layers_with = every(layers, fields.integer(prefix + "interleave_moe_layer_step"))
     return {
         "num_experts": experts,
         "num_experts_per_token": fields.integer(prefix + "expert_used_count"),
@@ -178,7 +144,7 @@ def _experts(fields: Fields, prefix: str, layers: int, experts: int) -> dict[str
     }
 
 
-def _attention(fields: Fields, architecture: Architecture, layers: int, experts: int) -> dict[str, Any]:
+def _attention(fields: Metadata, architecture: Architecture, layers: int, experts: int) -> dict[str, Any]:
     constants = runtime_constants(architecture, layers, experts)
     if architecture == "llama4" and fields.integer("llama4.attention.sliding_window", LLAMA_CPP_CHUNK) == 0:
         # llama.cpp's sign for a llama4 without chunks and with rotary positions everywhere (MobileLLM)
@@ -186,22 +152,22 @@ def _attention(fields: Fields, architecture: Architecture, layers: int, experts:
     if "puna.attention.chunk_size" in fields:
         constants["attention_chunk_size"] = fields.integer("puna.attention.chunk_size") or None
     if "puna.attention.nope_layers" in fields:
-        constants["nope_layers"] = fields.integers("puna.attention.nope_layers")
+        constants["nope_layers"] = fields.integers("puna.attention.nope_layers") or ()
     if "puna.attention.temperature_scale" in fields:
         scale = fields.number("puna.attention.temperature_scale")
         floor = fields.integer("puna.attention.temperature_floor", LLAMA_CPP_TEMPERATURE.floor)
         if floor < 1:
-            raise fields.fail("puna.attention.temperature_floor", f"is {floor}")
+            raise fields.error("puna.attention.temperature_floor", f"is {floor}")
         constants["attention_temperature"] = AttentionTemperature(scale, floor) if scale else None
     constants["qk_norm"] = fields.flag("puna.attention.qk_norm", constants["qk_norm"])
     return constants
 
 
-def _rope_scaling(fields: Fields, stored: "np.ndarray[Any, Any] | None", theta: float, head_dim: int
+def _rope_scaling(fields: Metadata, stored: "np.ndarray[Any, Any] | None", theta: float, head_dim: int
                   ) -> RopeScaling | None:  # fmt: skip
     if stored is None:
         return None
-    where = f"{fields.path}: tensor {'rope_freqs.weight'!r}"
+    where = f"{fields.path}: tensor {gguf_rope.TENSOR!r}"
     if stored.shape != (head_dim // 2,):
         raise PunaError(f"{where} has shape {stored.shape}, but heads of width {head_dim} have {head_dim // 2} pairs")
     if "puna.rope.scaling.factor" in fields:
@@ -222,7 +188,7 @@ def _rope_scaling(fields: Fields, stored: "np.ndarray[Any, Any] | None", theta: 
         raise PunaError(f"{where}: puna cannot represent these divisors: {error}") from error
 
 
-def _token_ids(fields: Fields, vocab_size: int) -> dict[str, Any]:
+def _token_ids(fields: Metadata, vocab_size: int) -> dict[str, Any]:
     def token(key: str) -> int | None:
         if key not in fields:
             return None
@@ -231,13 +197,13 @@ def _token_ids(fields: Fields, vocab_size: int) -> dict[str, Any]:
         if value in (-1, 2**32 - 1):
             return None
         if not 0 <= value < vocab_size:
-            raise fields.fail(key, f"is {value}, outside the vocabulary of {vocab_size}")
+            raise fields.error(key, f"is {value}, outside the vocabulary of {vocab_size}")
         return value
 
-    if "puna.eos_token_ids" in fields:
-        ends = fields.integers("puna.eos_token_ids")
+    ends = fields.integers("puna.eos_token_ids")
+    if ends is not None:
         if any(not 0 <= i < vocab_size for i in ends):
-            raise fields.fail("puna.eos_token_ids", f"leaves the vocabulary of {vocab_size}")
+            raise fields.error("puna.eos_token_ids", f"leaves the vocabulary of {vocab_size}")
     else:
         known = (token(f"tokenizer.ggml.{kind}_token_id") for kind in ("eos", "eot", "eom"))
         ends = tuple(dict.fromkeys(i for i in known if i is not None))

@@ -10,7 +10,6 @@ from typing import Literal
 from puna.family.config import ModelConfig
 
 Kind = Literal["matrix", "vector", "router", "rotary", "gate_up", "down_experts"]
-ROPE_DIVISORS = "rope_freqs.weight"
 
 
 @dataclass(frozen=True)

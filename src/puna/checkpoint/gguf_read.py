@@ -14,9 +14,10 @@ from gguf.constants import GGMLQuantizationType
 from gguf.quants import dequantize
 from torch import Tensor
 
-from puna.checkpoint.gguf_config import Fields, read_config
+from puna.checkpoint import gguf_rope
+from puna.checkpoint.gguf_config import Metadata, read_config
 from puna.checkpoint.gguf_format import TensorInfo, encoded_bytes, read_header
-from puna.checkpoint.gguf_names import ROPE_DIVISORS, Slot, slots
+from puna.checkpoint.gguf_names import Slot, slots
 from puna.checkpoint.source import GenerationDefaults
 from puna.errors import PunaError
 from puna.text.tokenizer import Tokenizer
@@ -45,14 +46,14 @@ class GGUFSource:
         header = read_header(self.path)
         self.fields: Mapping[str, Any] = header.fields
         self._tensors = dict(header.tensors)
-        parts = Fields(self.path, self.fields).integer("split.count", 1)
+        parts = Metadata(self.path, self.fields).integer("split.count", 1)
         if parts > 1:
             raise PunaError(
                 f"{self.path} is one of {parts} parts; join them first: llama-gguf-split --merge FIRST_PART OUT.gguf"
             )
         if "token_embd.weight" not in self._tensors:
             raise PunaError(f"{self.path}: tensor 'token_embd.weight' is missing: this holds no text model")
-        rope = self._tensors.pop(ROPE_DIVISORS, None)
+        rope = self._tensors.pop(gguf_rope.TENSOR, None)
         self.config = read_config(
             self.path,
             self.fields,
@@ -66,7 +67,7 @@ class GGUFSource:
     @property
     def generation(self) -> GenerationDefaults:
         """`general.sampling.*`, and the stop tokens."""
-        fields = Fields(self.path, self.fields)
+        fields = Metadata(self.path, self.fields)
         keys = {kind: f"general.sampling.{kind}" for kind in ("temp", "top_p", "top_k")}
         return GenerationDefaults(
             temperature=fields.number(keys["temp"]) if keys["temp"] in fields else None,

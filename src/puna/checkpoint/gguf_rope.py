@@ -11,6 +11,7 @@ from puna.model.rope import scale_frequencies
 
 Divisors = npt.NDArray[np.float64]
 
+TENSOR = "rope_freqs.weight"
 _ORIGINAL_CONTEXT = 8192  # of every published Llama 3.1, 3.2, 3.3 and 4 checkpoint (their config.json)
 _BANDS = ((1.0, 4.0), (1.0, 1.0))  # low and high factors of Llama 3.x and of Scout
 _TOLERANCE = 1e-5  # relative; converters compute in float32

@@ -12,16 +12,16 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
-from gguf.constants import GGML_QUANT_SIZES, LlamaFileType, TokenType
+from gguf.constants import GGML_QUANT_SIZES, LlamaFileType
 from gguf.constants import GGMLQuantizationType as Q
 from gguf.quants import quantize
 from torch import Tensor
 
+from puna.checkpoint import gguf_rope
 from puna.checkpoint.gguf_config import config_fields, differences
 from puna.checkpoint.gguf_format import pack_header, padded
-from puna.checkpoint.gguf_names import ROPE_DIVISORS, Slot, slots
+from puna.checkpoint.gguf_names import Slot, slots
 from puna.checkpoint.gguf_read import to_adjacent
-from puna.checkpoint.gguf_rope import divisors
 from puna.checkpoint.source import GenerationDefaults
 from puna.errors import PunaError
 from puna.family.config import ModelConfig
@@ -51,6 +51,11 @@ class Written:
     notes: tuple[str, ...]
 
 
+def type_of(dtype: torch.dtype) -> str:
+    """The type that keeps `dtype` as it is; F32 where there is none."""
+    return _BY_DTYPE.get(dtype, "F32")
+
+
 def write_gguf(model: Decoder, config: ModelConfig, tokenizer: Tokenizer | None, path: Path,
                type: str | None = None, generation: GenerationDefaults | None = None,
                metadata: Mapping[str, Any] | None = None) -> Path:  # fmt: skip
@@ -59,7 +64,7 @@ def write_gguf(model: Decoder, config: ModelConfig, tokenizer: Tokenizer | None,
     Raises PunaError as `write_tensors` does.
     """
     weights = model.state_dict()
-    kind = type or _BY_DTYPE.get(model.dtype, "F32")
+    kind = type or type_of(model.dtype)
     written = write_tensors(weights.__getitem__, config, tokenizer, path, kind, generation, metadata)
     for note in written.notes:
         warnings.warn(note, stacklevel=3)
@@ -88,21 +93,24 @@ def write_tensors(read: Callable[[str], Tensor], config: ModelConfig, tokenizer:
     table = [(name, slot.stored_shape, types[slot.name]) for slot in order for name in slot.tensors]
     scaling = config.rope_scaling
     if scaling is not None:
-        table.insert(0, (ROPE_DIVISORS, (config.head_dim // 2,), Q.F32))
-    path.parent.mkdir(parents=True, exist_ok=True)
+        table.insert(0, (gguf_rope.TENSOR, (config.head_dim // 2,), Q.F32))
     part = path.with_name(path.name + ".part")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with part.open("wb") as file:
             file.write(pack_header(fields, table))
             if scaling is not None:
-                _put(file, torch.from_numpy(divisors(scaling, config.rope_theta, config.head_dim)), Q.F32)
+                _put(file, torch.from_numpy(gguf_rope.divisors(scaling, config.rope_theta, config.head_dim)), Q.F32)
                 _pad(file)
             for slot in order:
                 _write_slot(file, slot, read(slot.name), types[slot.name], config)
         os.replace(part, path)
+    except OSError as error:
+        raise PunaError(f"{path} cannot be written: {error.strerror}") from error
     finally:
         part.unlink(missing_ok=True)
-    return Written(path, path.stat().st_size, (*differences(config), *_fallbacks(order, types, type)))
+    notes = (*differences(config), *_tokenizer_notes(fields), *_fallbacks(order, types, type))
+    return Written(path, path.stat().st_size, notes)
 
 
 def _stored_type(slot: Slot, wanted: Q) -> Q:
@@ -118,6 +126,15 @@ def _fallbacks(order: list[Slot], types: Mapping[str, Q], type: str) -> list[str
     block = GGML_QUANT_SIZES[Q[type]][0]
     return [f"{len(wide)} tensors stay F16, since their rows are not multiples of {block}: {', '.join(wide[:3])}"
             + (", ..." if len(wide) > 3 else ".")]  # fmt: skip
+
+
+def _tokenizer_notes(fields: Mapping[str, Any]) -> list[str]:
+    if "puna.tokenizer.split_regex" not in fields:
+        return []
+    return [
+        "llama.cpp does not know the pattern by which this tokenizer splits text and takes its default one: it may "
+        "make other token ids from a text than puna does."
+    ]
 
 
 def _write_slot(file: BinaryIO, slot: Slot, tensor: Tensor, type: Q, config: ModelConfig) -> None:
@@ -170,25 +187,5 @@ def _fields(config: ModelConfig, tokenizer: Tokenizer | None, path: Path, type: 
         fields |= {f"general.sampling.{key}": value for key, value in sampling.items() if value is not None}
     fields |= metadata
     fields |= config_fields(config)
-    return fields | _tokenizer_fields(tokenizer, config.vocab_size)
-
-
-def _tokenizer_fields(tokenizer: Tokenizer | None, vocab_size: int) -> dict[str, Any]:
-    """The tokenizer's metadata, its list of tokens as long as the embedding, which llama.cpp insists on."""
-    if tokenizer is None:
-        return {"tokenizer.ggml.model": "none"}
-    fields = dict(tokenizer.gguf_fields())
-    tokens = list(fields["tokenizer.ggml.tokens"])
-    missing = vocab_size - len(tokens)
-    if missing < 0:
-        raise PunaError(
-            f"the tokenizer has {len(tokens)} tokens, the model's vocabulary {vocab_size}: they don't belong together"
-        )
-    kinds = list(fields.get("tokenizer.ggml.token_type", [int(TokenType.NORMAL)] * len(tokens)))
-    fields["tokenizer.ggml.tokens"] = tokens + [f"[PAD{len(tokens) + i}]" for i in range(missing)]
-    fields["tokenizer.ggml.token_type"] = kinds + [int(TokenType.UNUSED)] * missing
-    if "tokenizer.ggml.scores" in fields:
-        fields["tokenizer.ggml.scores"] = [*fields["tokenizer.ggml.scores"], *[-10000.0] * missing]
-    return fields
-
-
+    # llama.cpp's word for a model that is run on token ids alone; a list of tokens must be as long as the embedding
+    return fields | (tokenizer.gguf_fields(config.vocab_size) if tokenizer else {"tokenizer.ggml.model": "none"})
