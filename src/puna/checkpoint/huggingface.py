@@ -1,0 +1,187 @@
+"""Hugging Face folders: config.json and safetensors, one file or many with an index, experts fused or split."""
+
+import math
+import re
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from puna.checkpoint.hf_config import read_config, read_generation
+from puna.checkpoint.safetensors_read import Entry, SafetensorsFile
+from puna.checkpoint.source import GenerationDefaults
+from puna.checkpoint.validate import read_json, weights_file
+from puna.errors import PunaError
+from puna.family.config import ModelConfig
+from puna.text.tokenizer import Tokenizer
+
+INDEX = "model.safetensors.index.json"
+_TEXT = re.compile(r"(?:language_model\.model\.|model\.language_model\.|model\.)(.*)")
+_HEAD = {"lm_head.weight", "language_model.lm_head.weight"}
+_VISION = re.compile(r"(model\.)?(vision_model|multi_modal_projector|vision_tower)\.")
+_SPLIT = re.compile(r"(layers\.\d+\.feed_forward\.experts)\.(\d+)\.(gate|up|down)_proj\.weight")
+
+
+class HuggingFaceSource:
+    """A folder written by transformers' `save_pretrained`, or one with the same contents (see `Source`)."""
+
+    format = "safetensors"
+
+    def __init__(self, folder: Path, file: Path | None = None) -> None:
+        self.path = folder
+        self.config: ModelConfig = read_config(folder / "config.json")
+        self.generation: GenerationDefaults = read_generation(folder / "generation_config.json", self.config)
+        self._stored: dict[str, str] = {}  # decoder's name -> stored name
+        self._split: dict[str, dict[tuple[int, str], str]] = {}  # "layers.N....experts" -> (expert, kind) -> stored
+        self._files: dict[str, SafetensorsFile] = {}  # stored name -> file
+        self._notes: list[str] = []
+        self._open(file)
+        self._name_tensors()
+        self._settle_head()
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """See `Source.notes`."""
+        return tuple(self._notes)
+
+    def _open(self, file: Path | None) -> None:
+        index = self.path / INDEX
+        if file is None and index.is_file():
+            file = index
+        if file is None:
+            names = sorted(entry.name for entry in self.path.glob("*.safetensors"))
+            if "model.safetensors" in names:
+                names = ["model.safetensors"]
+            if len(names) != 1:
+                raise PunaError(
+                    f"{self.path} holds {len(names)} safetensors files but no {INDEX}, so nothing says which belong "
+                    "together. Download the index too."
+                )
+            file = self.path / names[0]
+        if file.name.endswith(".index.json"):
+            self._open_index(file)
+            return
+        opened = SafetensorsFile(weights_file(self.path, file.name, self.path))
+        self._files = dict.fromkeys(opened.entries, opened)
+
+    def _open_index(self, index: Path) -> None:
+        weight_map = read_json(index).get("weight_map")
+        if not isinstance(weight_map, dict) or not weight_map:
+            raise PunaError(f"{index} has no weight_map. Download the index again.")
+        files: dict[str, SafetensorsFile] = {}
+        for stored, name in weight_map.items():
+            if not isinstance(name, str) or name not in files:
+                files[name] = SafetensorsFile(weights_file(self.path, name, index))
+            if stored not in files[name].entries:
+                raise PunaError(
+                    f"{index} places tensor {stored} in {name}, which does not hold it. Download both again."
+                )
+            self._files[stored] = files[name]
+        for name, file in files.items():
+            unlisted = next((stored for stored in file.entries if self._files.get(stored) is not file), None)
+            if unlisted is not None:
+                raise PunaError(f"{self.path / name} holds tensor {unlisted}, which {index} does not place there.")
+
+    def _name_tensors(self) -> None:
+        vision = []
+        for stored in self._files:
+            if stored.endswith("rotary_emb.inv_freq"):
+                continue  # a buffer of old transformers versions, computed from the config
+            if _VISION.match(stored):
+                vision.append(stored)
+                continue
+            match = _TEXT.fullmatch(stored)
+            if stored in _HEAD:
+                name = "lm_head.weight"
+            elif match:
+                name = match[1]
+                if self.config.architecture == "llama":
+                    name = re.sub(r"^(layers\.\d+)\.mlp\.", r"\1.feed_forward.", name)
+            else:
+                name = stored
+            if split := _SPLIT.fullmatch(name):
+                self._split.setdefault(split[1], {})[int(split[2]), split[3]] = stored
+                continue
+            if name in self._stored:
+                raise PunaError(f"{self.path} holds {name} twice, as {self._stored[name]} and as {stored}.")
+            self._stored[name] = stored
+        if vision:
+            count = sum(math.prod(self._entry(stored).shape) for stored in vision)
+            self._notes.append(f"Left out {len(vision)} vision tensors ({count:,} parameters): this load is text only.")
+        self._check_split()
+
+    def _check_split(self) -> None:
+        for prefix, parts in self._split.items():
+            wanted = {(e, kind) for e in range(self.config.num_experts) for kind in ("gate", "up", "down")}
+            for problem, names in (("is missing", wanted - set(parts)), ("is one too many", set(parts) - wanted)):
+                if names:
+                    expert, kind = min(names)
+                    raise PunaError(
+                        f"{self.path}: tensor {prefix}.{expert}.{kind}_proj.weight {problem} "
+                        f"(the configuration has {self.config.num_experts} experts)."
+                    )
+            for kind in ("gate", "up", "down"):
+                shapes = {e: self._entry(parts[e, kind]).shape for e in range(self.config.num_experts)}
+                odd = next((e for e, shape in shapes.items() if shape != shapes[0] or len(shape) != 2), None)
+                if odd is not None:
+                    stored = parts[odd, kind]
+                    raise PunaError(f"{self._place(stored)} has shape {list(shapes[odd])}, unlike its fellow experts.")
+
+    def _settle_head(self) -> None:
+        """A head stored beside a tied embedding is dropped if equal and used if not, as transformers 5 does."""
+        if not self.config.tie_word_embeddings or "lm_head.weight" not in self._stored:
+            return
+        if "embed_tokens.weight" not in self._stored or torch.equal(
+            self.read("lm_head.weight"), self.read("embed_tokens.weight")
+        ):
+            self._notes.append("Left out lm_head.weight: the configuration ties it to the embedding.")
+            del self._stored["lm_head.weight"]
+        else:
+            self._notes.append("The configuration ties lm_head.weight to the embedding, but they differ: not tied.")
+            self.config = self.config.with_(tie_word_embeddings=False)
+
+    def _entry(self, stored: str) -> Entry:
+        return self._files[stored].entries[stored]
+
+    def _place(self, stored: str) -> str:
+        return f"{self._files[stored].path}, tensor {stored}"
+
+    def tokenizer(self) -> Tokenizer | None:
+        """See `Source.tokenizer`."""
+        from puna.text import load_tokenizer
+
+        return load_tokenizer(self.path)
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """See `Source.shapes`."""
+        shapes = {name: self._entry(stored).shape for name, stored in self._stored.items()}
+        for prefix, parts in self._split.items():
+            out, width = self._entry(parts[0, "gate"]).shape
+            down_out, down_in = self._entry(parts[0, "down"]).shape
+            shapes[f"{prefix}.gate_up_proj"] = (self.config.num_experts, width, 2 * out)
+            shapes[f"{prefix}.down_proj"] = (self.config.num_experts, down_in, down_out)
+        return shapes
+
+    def where(self, name: str) -> str:
+        """See `Source.where`."""
+        if name in self._stored:
+            return self._place(self._stored[name])
+        prefix, _, kind = name.rpartition(".")
+        parts = self._split[prefix]
+        stored = parts[0, "down" if kind == "down_proj" else "gate"]
+        return f"{self._place(stored)} and its fellow experts"
+
+    def read(self, name: str) -> Tensor:
+        """See `Source.read`."""
+        if name in self._stored:
+            stored = self._stored[name]
+            return self._files[stored].read(stored)
+        prefix, _, kind = name.rpartition(".")
+        kinds = ("down",) if kind == "down_proj" else ("gate", "up")
+        first = self._files[self._split[prefix][0, kinds[0]]].read(self._split[prefix][0, kinds[0]])
+        fused = first.new_empty(self.shapes()[name])
+        for (expert, part), stored in self._split[prefix].items():
+            if part in kinds:
+                columns = fused[expert].chunk(len(kinds), -1)[kinds.index(part)]
+                columns.copy_(self._files[stored].read(stored).T)
+        return fused

@@ -1,0 +1,114 @@
+"""One .safetensors file: header checked in full before any weight is touched, tensors read one by one.
+
+Tensors are read into memory of their own rather than mapped, so that resident memory never holds a tensor and its
+cast or rearranged copy's file pages together. Format: 8 bytes little-endian header length N, N bytes of JSON
+{name: {dtype, shape, data_offsets: [begin, end]}}, then the data (huggingface/safetensors README).
+"""
+
+import json
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from puna.errors import PunaError
+
+DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_MAX_HEADER = 100_000_000  # bytes; the safetensors library's own limit
+_AGAIN = "Download the file again."
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One tensor's place: stored dtype name, shape, first and last+1 byte of the file."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    begin: int
+    end: int
+
+
+class SafetensorsFile:
+    """An opened file. Raises PunaError, naming file and tensor, for a header that is not exactly right."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            start = file.read(8)
+            length = int.from_bytes(start, "little")
+            if len(start) < 8:
+                raise PunaError(f"{path} is truncated: {size} bytes are too few for a safetensors file. {_AGAIN}")
+            if length > _MAX_HEADER:
+                raise PunaError(f"{path} claims a header of {length} bytes: it is no safetensors file. {_AGAIN}")
+            if 8 + length > size:
+                raise PunaError(f"{path} is truncated: header ends at byte {8 + length}, file at {size}. {_AGAIN}")
+            raw = file.read(length)
+        try:
+            header = json.loads(raw, object_pairs_hook=self._unique)
+        except (ValueError, RecursionError) as error:
+            raise PunaError(f"{path} has a damaged header: {error}. {_AGAIN}") from None
+        if not isinstance(header, dict):
+            raise PunaError(f"{path} has a damaged header: no JSON object. {_AGAIN}")
+        header.pop("__metadata__", None)
+        self.entries = {name: self._entry(name, value, 8 + length) for name, value in header.items()}
+        self._check_layout(8 + length, size)
+
+    def _unique(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        if len(dict(pairs)) != len(pairs):
+            raise PunaError(f"{self.path} has a damaged header: a name stands twice. {_AGAIN}")
+        return dict(pairs)
+
+    def _entry(self, name: str, value: Any, start: int) -> Entry:
+        try:
+            dtype, shape, (begin, end) = value["dtype"], tuple(value["shape"]), value["data_offsets"]
+            numbers = (*shape, begin, end)
+            valid = isinstance(dtype, str) and all(type(x) is int and 0 <= x < 2**63 for x in numbers)
+        except (KeyError, TypeError, ValueError):
+            valid = False
+        if not valid:
+            raise PunaError(f"{self.path}, tensor {name}: damaged header entry. {_AGAIN}")
+        if dtype in DTYPES and end - begin != math.prod(shape) * DTYPES[dtype].itemsize:
+            raise PunaError(
+                f"{self.path}, tensor {name}: {dtype} {list(shape)} does not fill bytes {begin} to {end}. {_AGAIN}"
+            )
+        return Entry(dtype, shape, start + begin, start + end)
+
+    def _check_layout(self, start: int, size: int) -> None:
+        """Tensors must follow each other without overlap or hole and end with the file."""
+        at, previous = start, "the header"
+        for name, entry in sorted(self.entries.items(), key=lambda item: (item[1].begin, item[1].end)):
+            if entry.begin < at:
+                raise PunaError(f"{self.path}: tensor {name} overlaps {previous}. Do not trust this file.")
+            if entry.begin > at:
+                raise PunaError(f"{self.path}: a hole of {entry.begin - at} bytes before tensor {name}. {_AGAIN}")
+            if entry.end > size:
+                raise PunaError(
+                    f"{self.path} is truncated: tensor {name} ends at byte {entry.end}, the file at {size}. {_AGAIN}"
+                )
+            at, previous = entry.end, f"tensor {name}"
+        if at != size:
+            raise PunaError(f"{self.path}: {size - at} bytes after the last tensor. {_AGAIN}")
+
+    def read(self, name: str) -> Tensor:
+        """One tensor, in its stored dtype. Raises PunaError for a dtype that is no plain float."""
+        entry = self.entries[name]
+        if entry.dtype not in DTYPES:
+            raise PunaError(
+                f"{self.path}, tensor {name}: dtype {entry.dtype} is not supported (only {', '.join(DTYPES)})."
+            )
+        tensor = torch.empty(entry.shape, dtype=DTYPES[entry.dtype])
+        buffer = tensor.view(-1).view(torch.uint8).numpy().data
+        with self.path.open("rb", buffering=0) as file:
+            file.seek(entry.begin)
+            done = 0
+            while done < len(buffer):
+                count = os.readv(file.fileno(), [buffer[done:]])
+                if not count:
+                    raise PunaError(f"{self.path}, tensor {name}: the file ends early. {_AGAIN}")
+                done += count
+        return tensor
