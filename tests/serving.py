@@ -31,7 +31,7 @@ class Scripted:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.tokenizer = tokenizer
-        self.config = ModelConfig("llama", tokenizer.vocab_size, 8, 1, 1, 1, 8, 8, context_length=200)
+        self.config = ModelConfig("llama", tokenizer.vocab_size, 8, 1, 1, 1, 8, 8, context_length=900)
         self.device = torch.device("cpu")
         self.say(SAID)
 
@@ -43,16 +43,16 @@ class Scripted:
         return self
 
     def new_cache(self, batch: int = 1) -> SimpleNamespace:
-        return SimpleNamespace(step=0)
+        return SimpleNamespace(step=None)
 
     def __call__(self, ids: torch.Tensor, cache: Any = None, last_only: bool = False) -> torch.Tensor:
+        if cache:  # several tokens at once, and the first ones, are the prompt
+            cache.step = 0 if ids.shape[1] > 1 or cache.step is None else cache.step + 1
         step = cache.step if cache else 0
         if step == self.fail_at:
             raise ZeroDivisionError("a secret of the engine room")
         time.sleep(self.seconds)
         self.calls += 1
-        if cache:
-            cache.step += 1
         logits = torch.zeros(1, 1 if last_only else ids.shape[1], self.config.vocab_size)
         logits[..., self.script[min(step, len(self.script) - 1)]] = 9.0
         return logits

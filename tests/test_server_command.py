@@ -14,7 +14,6 @@ import httpx
 import openai
 import pytest
 import torch
-from serving import TEXTS
 
 from puna.cli import serve as command
 from puna.engine import Model, load
@@ -22,6 +21,7 @@ from puna.errors import PunaError
 from puna.family.config import ModelConfig
 from puna.model import Decoder
 from puna.text.train import train_tokenizer
+from serving import TEXTS
 
 torch.set_num_threads(1)
 
@@ -101,7 +101,7 @@ def test_a_port_in_use_and_a_foreign_address_are_told_before_the_model_loads() -
 @pytest.mark.parametrize(("host", "warns"), [("127.0.0.1", False), ("0.0.0.0", True)])
 def test_only_an_open_host_warns(checkpoint: Path, host: str, warns: bool, capsys: pytest.CaptureFixture[str],
                                  monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("uvicorn.Server.run", lambda self, sockets: None)
+    monkeypatch.setattr("uvicorn.Server.run", lambda *_, **__: None)
     command.serve(str(checkpoint), host=host, port=0)
     told = capsys.readouterr()
     assert ("no authentication" in told.err) == warns

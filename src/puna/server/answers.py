@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from puna import __version__
-from puna.engine import Model, Options, Piece, TokenLogprob
+from puna.engine import ContextLengthError, Model, Options, Piece, TokenLogprob
 from puna.server.protocol import StreamOptions
 from puna.server.worker import Job
 
@@ -16,12 +16,15 @@ FINGERPRINT = f"fp_puna_{__version__}"
 
 @dataclass(frozen=True)
 class Answer:
-    """A piece of one choice, or (without one) the prompt's ids for an echo. Choices count over all prompts."""
+    """A piece of one choice, counted over all prompts.
+
+    The first piece of a plain completion has its prompt with it: ids and, where asked for, their log-probabilities.
+    """
 
     choice: int
-    piece: Piece | None = None
-    prompt: int = 0
-    echo: Sequence[int] = ()
+    piece: Piece
+    prompt: int
+    prompt_ids: Sequence[int] = ()
     scored: Sequence[TokenLogprob | None] | None = None
 
 
@@ -34,6 +37,8 @@ def answers(job: Job, model: Model, prompt: Any, n: int, options: Options, at: i
         mine = options if seed is None else Options(**{**options, "seed": seed + number})
         with job.running(model.stream(prompt, **mine)) as pieces:
             for piece in pieces:
+                if piece.reply and not piece.reply.token_ids and options.get("max_tokens") != 0:
+                    raise ContextLengthError(piece.reply.usage.prompt_tokens, model.context_length)  # no room to answer
                 yield Answer(at * n + number, piece, at)
 
 
@@ -57,8 +62,6 @@ class Count:
 
     def add(self, answer: Answer) -> None:
         """Count one piece."""
-        if answer.piece is None:
-            return
         self._completion += len(answer.piece.token_ids)
         if answer.piece.reply is not None:
             self._prompts[answer.prompt] = answer.piece.reply.usage.prompt_tokens

@@ -11,16 +11,17 @@ from starlette.responses import Response
 from puna.engine import Model, Options, Piece, TokenLogprob
 from puna.server.answers import Answer, Count, Heading, answers
 from puna.server.errors import ApiError, JsonResponse
-from puna.server.protocol import ChatRequest, Message
+from puna.server.protocol import ChatRequest
 from puna.server.streaming import collect, event_stream
 from puna.server.worker import Job, Worker
+from puna.text.messages import check_messages
 from puna.text.tokenizer import Tokenizer
 from puna.text.toolcalls import ToolCall
 
 
 async def chat_completions(request: Request, asked: ChatRequest, model: Model, name: str, worker: Worker) -> Response:
     """One chat request, streamed or whole."""
-    messages = [_message(message, f"messages[{at}]") for at, message in enumerate(asked.messages)]
+    messages = check_messages([message.model_dump(exclude_none=True) for message in asked.messages])
     tools, options = _tools(asked), _options(asked)
     if tools and asked.tool_choice not in (None, "auto"):
         options["schema"] = _a_call(tools)
@@ -82,54 +83,6 @@ def _a_call(tools: list[dict[str, Any]]) -> dict[str, Any]:
     } for tool in tools]}
 
 
-def _message(message: Message, where: str) -> dict[str, Any]:
-    """A message as the engine takes it: text parts joined, "developer" as "system"."""
-    given: dict[str, Any] = {"role": "system" if message.role == "developer" else message.role}
-    given["content"] = _text(message, where)
-    if message.name is not None:
-        given["name"] = message.name
-    if message.role == "tool":
-        if message.tool_call_id is None:
-            raise ApiError(f"Missing required parameter: '{where}.tool_call_id'.", param=f"{where}.tool_call_id",
-                           code="missing_required_parameter")
-        given["tool_call_id"] = message.tool_call_id
-    if message.tool_calls:
-        if message.role != "assistant":
-            raise ApiError("Only a message of the assistant has tool_calls.", param=f"{where}.tool_calls",
-                           code="invalid_value")
-        given["tool_calls"] = []
-        for at, call in enumerate(message.tool_calls):
-            _check_arguments(call.function.arguments, f"{where}.tool_calls[{at}].function.arguments")
-            given["tool_calls"].append(call.model_dump(exclude={"index"}))
-    elif message.content is None:
-        raise ApiError(f"Missing required parameter: '{where}.content'.", param=f"{where}.content",
-                       code="missing_required_parameter")
-    return given
-
-
-def _check_arguments(arguments: str, where: str) -> None:
-    try:
-        read = json.loads(arguments)
-    except (ValueError, RecursionError):
-        read = None
-    if not isinstance(read, dict):
-        raise ApiError(f"'{where}' must be a JSON object written as a string.", param=where, code="invalid_value")
-
-
-def _text(message: Message, where: str) -> str:
-    if not isinstance(message.content, list):
-        return message.content or ""
-    for at, part in enumerate(message.content):
-        place = f"{where}.content[{at}]"
-        if part.type != "text":
-            raise ApiError(f"'{place}' is a part of type '{part.type}', but this model reads text only.", param=place,
-                           code="unsupported_content_type")
-        if part.text is None:
-            raise ApiError(f"Missing required parameter: '{place}.text'.", param=f"{place}.text",
-                           code="missing_required_parameter")
-    return "".join(part.text or "" for part in message.content)
-
-
 class _Chat:
     """Puts pieces together, as chunks on their way or as one whole."""
 
@@ -141,7 +94,7 @@ class _Chat:
     def add(self, answer: Answer) -> dict[str, Any]:
         """Take a piece; see `_Choice.add`."""
         self.count.add(answer)
-        return self.choices[answer.choice].add(answer.piece or Piece())
+        return self.choices[answer.choice].add(answer.piece)
 
     def chunks(self, answer: Answer) -> Iterable[dict[str, Any]]:
         """The chunks of one piece: role first, then text and tool calls, at the end the finish reason."""

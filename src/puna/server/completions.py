@@ -1,6 +1,7 @@
 """POST /v1/completions. Source of every shape: OpenAI API reference, "Completions"; `return_token_ids` is vLLM's."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 from starlette.requests import Request
@@ -48,18 +49,18 @@ def _work(job: Job[Answer], model: Model, prompts: Sequence[str | list[int]], as
           options: Options) -> Iterator[Answer]:
     """In the model's thread: each prompt's own log-probabilities, where echo asks for them, and its answers."""
     n = asked.n or 1
-    for at, prompt in enumerate(prompts):
-        ids = model._prompt_ids(prompt, None)
-        scored = None
-        if asked.echo and asked.logprobs is not None and not job.stopped:
-            scored = model.score(ids, asked.logprobs)
-        for number in range(n):
-            yield Answer(at * n + number, prompt=at, echo=ids, scored=scored)
+    for at, ids in enumerate([model._prompt_ids(prompt, None) for prompt in prompts]):
+        if job.stopped:
+            return
+        scored = model.score(ids, asked.logprobs) if asked.echo and asked.logprobs is not None else None
+        found = answers(job, model, ids, n, options, at)
         if scored and asked.max_tokens == 0:  # all is known: don't run the prompt again
             empty = Piece(finish_reason="length", reply=Reply("", [], "length", Usage(len(ids), 0)))
-            yield from (Answer(at * n + number, prompt=at, piece=empty) for number in range(n))
-        else:
-            yield from answers(job, model, ids, n, options, at)
+            found = (Answer(at * n + number, empty, at) for number in range(n))
+        begun = -1
+        for answer in found:
+            yield answer if answer.choice == begun else replace(answer, prompt_ids=ids, scored=scored)
+            begun = answer.choice
 
 
 class _Completion:
@@ -71,17 +72,18 @@ class _Completion:
         self.count = Count(asked.stream_options)
         self.choices = [_Choice(prompt, asked, model) for prompt in prompts for _ in range(asked.n or 1)]
 
-    def add(self, answer: Answer) -> dict[str, Any]:
-        """Take a piece or an echo; returns what it adds to its choice."""
+    def add(self, answer: Answer) -> list[dict[str, Any]]:
+        """Take a piece; returns what it adds to its choice: the first one also an echo before it."""
         self.count.add(answer)
         choice = self.choices[answer.choice]
-        return {"index": answer.choice, **(choice.echo(answer) if answer.piece is None else choice.add(answer.piece))}
+        added = [choice.echo(answer)] if answer.prompt_ids else []
+        return [{"index": answer.choice, **part} for part in (*added, choice.add(answer.piece))]
 
     def chunks(self, answer: Answer) -> Iterable[dict[str, Any]]:
-        """The chunk of one piece, unless it has nothing to tell."""
-        added = self.add(answer)
-        if added["text"] or added["logprobs"] or added["finish_reason"] or added.get("token_ids"):
-            yield {**self.heading.fields, "choices": [added], **self.count.in_chunk()}
+        """The chunks of one piece, but none that has nothing to tell."""
+        for part in self.add(answer):
+            if any(part.get(key) for key in ("text", "logprobs", "finish_reason", "token_ids", "prompt_token_ids")):
+                yield {**self.heading.fields, "choices": [part], **self.count.in_chunk()}
 
     def last(self) -> Iterable[dict[str, Any]]:
         """The chunk with usage, where it was asked for."""
@@ -105,7 +107,7 @@ class _Choice:
 
     def echo(self, answer: Answer) -> dict[str, Any]:
         """The prompt itself, as text and with its log-probabilities; empty unless the request wants an echo."""
-        self.prompt_ids = list(answer.echo)
+        self.prompt_ids = list(answer.prompt_ids)
         if not self.asked.echo:
             return self._part("")
         text = self.prompt

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -12,6 +13,8 @@ from puna.engine import ContextLengthError
 from puna.errors import PunaError
 
 log = logging.getLogger("puna.server")
+
+FIELD = re.compile(r"(messages|tools)[\w.\[\]]*(?=: )")  # where `puna.text.messages` says that the mistake is
 
 
 def dumps(content: Any) -> str:
@@ -49,7 +52,8 @@ def as_api_error(error: BaseException) -> ApiError:
     if isinstance(error, ContextLengthError):
         return context_error(error)
     if isinstance(error, PunaError):
-        return ApiError(str(error))
+        where = FIELD.match(str(error))
+        return ApiError(str(error), param=where and where[0], code="invalid_value")
     if isinstance(error, HTTPException):
         return _http_error(error)
     log.error("request failed", exc_info=error)

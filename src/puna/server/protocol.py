@@ -101,7 +101,7 @@ class MessageToolCall(_Strict):
 
 
 class ContentPart(BaseModel):
-    """One part of a message; which types a model takes is checked in `chat.py`."""
+    """One part of a message; `puna.text.messages` checks the rest, and which types a model takes."""
 
     model_config = ConfigDict(extra="allow")
     type: str
