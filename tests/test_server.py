@@ -205,13 +205,27 @@ def test_tool_choice(client: openai.OpenAI, decoder: Scripted) -> None:
     decoder.say('[weather(city="Lima")]')
     none = client.chat.completions.create(model=NAME, messages=HELLO, tools=[WEATHER], tool_choice="none").choices[0]
     assert (none.message.tool_calls, none.message.content) == (None, '[weather(city="Lima")]')
-    # whatever the model wants to say, a required call comes
     for choice in ("required", {"type": "function", "function": {"name": "weather"}}):
         decoder.say('{"name": "weather", "parameters": {"city": "Lima"}}')
         forced = client.chat.completions.create(
             model=NAME, messages=HELLO, tools=[WEATHER], tool_choice=choice)  # type: ignore[call-overload]
+        assert forced.choices[0].finish_reason == "tool_calls"
         (call,) = forced.choices[0].message.tool_calls
         assert (call.function.name, json.loads(call.function.arguments)) == ("weather", {"city": "Lima"})
+
+
+def test_a_required_call_comes_whatever_the_model_wants_to_say(client: openai.OpenAI, decoder: Scripted) -> None:
+    decoder.say("No, I will not.")
+    tool: Any = {"type": "function", "function": {"name": "pick", "parameters": {
+        "type": "object", "properties": {"animal": {"$ref": "#/$defs/Animal"}}, "required": ["animal"],
+        "additionalProperties": False, "$defs": {"Animal": {"enum": ["llama"]}}}}}
+    with client.chat.completions.stream(model=NAME, messages=HELLO, tools=[tool], tool_choice="required") as stream:
+        (call,) = stream.get_final_completion().choices[0].message.tool_calls or []
+    assert (call.function.name, json.loads(call.function.arguments)) == ("pick", {"animal": "llama"})
+    clash: Any = {"type": "function", "function": {"name": "other", "parameters": {
+        "type": "object", "$defs": {"Animal": {"enum": ["alpaca"]}}}}}
+    with pytest.raises(openai.BadRequestError, match="differently"):
+        client.chat.completions.create(model=NAME, messages=HELLO, tools=[tool, clash], tool_choice="required")
 
 
 def test_a_schema_is_followed(client: openai.OpenAI, decoder: Scripted) -> None:

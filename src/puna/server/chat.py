@@ -76,11 +76,18 @@ def _tools(asked: ChatRequest) -> list[dict[str, Any]] | None:
 
 def _a_call(tools: list[dict[str, Any]]) -> dict[str, Any]:
     """The schema of a call of one of the tools, in the JSON form that every Llama since 3.1 knows."""
-    return {"anyOf": [{
-        "type": "object", "required": ["name", "parameters"], "additionalProperties": False,
-        "properties": {"name": {"const": tool["function"]["name"]},
-                       "parameters": {"type": "object", **tool["function"].get("parameters", {})}},
-    } for tool in tools]}
+    calls: list[dict[str, Any]] = []
+    shared: dict[str, Any] = {}
+    for tool in tools:
+        function = tool["function"]
+        parameters = {"type": "object", **function.get("parameters", {})}
+        for name, definition in parameters.pop("$defs", {}).items():  # references start at the whole schema's root
+            if shared.setdefault(name, definition) != definition:
+                raise ApiError(f"Two tools define '$defs/{name}' differently, which a forced call "
+                               "can't combine: give them different names.", param="tools", code="invalid_value")
+        calls.append({"type": "object", "required": ["name", "parameters"], "additionalProperties": False,
+                      "properties": {"name": {"const": function["name"]}, "parameters": parameters}})
+    return {"anyOf": calls, "$defs": shared}
 
 
 class _Chat:

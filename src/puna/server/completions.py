@@ -109,6 +109,7 @@ class _Choice:
         """The prompt itself, as text and with its log-probabilities; empty unless the request wants an echo."""
         self.prompt_ids = list(answer.prompt_ids)
         if not self.asked.echo:
+            self._offsets.begin(0, self.prompt_ids)
             return self._part("")
         text = self.prompt
         if not isinstance(text, str):
@@ -118,7 +119,7 @@ class _Choice:
             first = TokenLogprob(self.prompt_ids[0], *_spelling(self.prompt_ids[0], self.tokenizer), logprob=0.0)
             logprobs = self._logprobs(one or first for one in answer.scored)
             logprobs["token_logprobs"][0] = logprobs["top_logprobs"][0] = None  # nothing comes before it
-        self._offsets.begin(len(text))
+        self._offsets.begin(len(text), self.prompt_ids)
         return self._part(text, logprobs)
 
     def add(self, piece: Piece) -> dict[str, Any]:
@@ -164,10 +165,12 @@ class _Offsets:
         self._tokenizer, self._at = tokenizer, 0
         self._decoder = tokenizer.stream() if tokenizer else None
 
-    def begin(self, at: int) -> None:
-        """The next token starts a text of its own at `at`."""
+    def begin(self, at: int, prompt: Sequence[int]) -> None:
+        """The next token is the answer's first, at `at`; after a prompt its leading space counts."""
         self._at = at
         self._decoder = self._tokenizer.stream() if self._tokenizer else None
+        if self._decoder:
+            self._decoder.push(prompt[-1])
 
     def next(self, token: int) -> int:
         """The offset of this token."""
