@@ -62,15 +62,16 @@ def attend(q_BSHK: Tensor, k_BTGK: Tensor, v_BTGK: Tensor, start: int, first: in
     q, k, v = (x.transpose(1, 2) for x in (q_BSHK, k_BTGK, v_BTGK))
     if S == 1:
         return _attend_one(q, k, v).transpose(1, 2)
-    crosses = chunk is not None and first // chunk != (first + T - 1) // chunk
-    if S == T and crosses and chunk is not None and first % chunk == 0:
+    if chunk is not None and first // chunk == (first + T - 1) // chunk:
+        chunk = None  # all in one chunk: plain causal attention
+    if S == T and chunk is not None and first % chunk == 0:
         return _attend_blocks(q_BSHK, k_BTGK, v_BTGK, chunk)
-    if S == T and not crosses:
+    if S == T and chunk is None:
         return F.scaled_dot_product_attention(q, *_repeated(q, k, v), is_causal=True).transpose(1, 2)
     queries = torch.arange(start, start + S, device=q.device)[:, None]
     keys = torch.arange(first, first + T, device=q.device)[None, :]
     mask = keys <= queries
-    if crosses:
+    if chunk is not None:
         mask &= keys // chunk == queries // chunk
     return F.scaled_dot_product_attention(q, *_repeated(q, k, v), attn_mask=mask).transpose(1, 2)
 

@@ -21,7 +21,8 @@ Trained with `puna train`. {parameters:,} parameters, from base `{base}`.
 | held-out | {heldout} |
 | data | {data} |
 
-`lineage.json` has the hashes of base and data and the whole configuration, `metrics.csv` every step, `curves.png` their picture.
+`lineage.json` has the hashes of base and data and the whole configuration, `metrics.csv` every step and
+`curves.png` their picture.
 """
 
 

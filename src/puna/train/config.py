@@ -18,7 +18,7 @@ class Source(_Strict):
 
     file: str
     weight: float = Field(1.0, gt=0)  # share of the stage's rows, relative to the other sources
-    documents: bool = False  # each row starts with a document's beginning; what a row can't hold is left out (and counted)
+    documents: bool = False  # rows start where documents do; what a row can't hold is left out, and counted
 
 
 class Stage(_Strict):

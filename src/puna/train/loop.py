@@ -65,7 +65,8 @@ class Schedule:
         """What the rows could not hold, one sentence a source."""
         for stage, data in self.stages:
             for source, rows in zip(stage.sources, data.sources, strict=True):
-                yield f"{source.file}: {len(rows):,} rows of {stage.length}; {rows.left_out:,} tokens beyond a row left out"
+                beyond = f"{rows.left_out:,} tokens beyond a row left out"
+                yield f"{source.file}: {len(rows):,} rows of {stage.length}; {beyond}"
 
 
 def run(
@@ -118,7 +119,8 @@ def run(
                 model.train()
             progress = Progress(done, config.steps, loss, rate, tokens, speed, imbalance, score)
             report(progress)
-            metrics.writerow([done, f"{loss:.5f}", f"{rate:.5f}", tokens, f"{speed:.0f}", f"{imbalance:.3f}", score or ""])
+            row = [done, f"{loss:.5f}", f"{rate:.5f}", tokens, f"{speed:.0f}", f"{imbalance:.3f}", score or ""]
+            metrics.writerow(row)
             if done % config.save_every == 0 or done == config.steps:
                 file.flush()
                 folder.save(optimizer.state_dict(), {"step": done, "tokens": tokens})
@@ -143,7 +145,8 @@ def _accumulate(
         objective = loss / total
         if routed:
             share = len(part) / len(tokens)
-            balance = torch.stack([balance_loss(logits, model.config.num_experts_per_token) for logits in routed]).mean()
+            top_k = model.config.num_experts_per_token
+            balance = torch.stack([balance_loss(logits, top_k) for logits in routed]).mean()
             objective = objective + config.balance * share * balance
             worst = max(worst, *(_imbalance(logits) for logits in routed))
         objective.backward()

@@ -49,7 +49,7 @@ def linear_cross_entropy(x_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> 
 
 
 def balance_loss(router_logits_NE: Tensor, top_k: int) -> Tensor:
-    """Switch Transformer's load-balancing term (arXiv 2101.03961, eq. 4): E * sum_e share_e * probability_e; 1 is even."""
+    """Switch Transformer's term E * sum_e share_e * probability_e, which is 1 where even (arXiv 2101.03961, eq. 4)."""
     experts = router_logits_NE.shape[-1]
     chosen = router_logits_NE.topk(top_k, dim=-1).indices
     share_E = F.one_hot(chosen, experts).float().mean((0, 1))

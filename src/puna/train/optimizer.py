@@ -65,7 +65,8 @@ class Optimizer:
             if self.is_matrix(name):
                 state["momentum"].lerp_(grad, 1 - self.momentum)
                 update = self._matrix_update(name, grad.lerp_(state["momentum"], self.momentum))
-                master.mul_(1 - rate * self.matrix_rate * self.weight_decay).add_(update, alpha=-rate * self.matrix_rate)
+                size = rate * self.matrix_rate
+                master.mul_(1 - size * self.weight_decay).add_(update, alpha=-size)
             else:
                 first, second = self.betas
                 state["first"].lerp_(grad, 1 - first)

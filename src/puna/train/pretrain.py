@@ -76,9 +76,8 @@ def _base(base: Path, seed: int) -> tuple[Decoder, Tokenizer]:
     if tokenizer is None:
         raise PunaError(f"{base}: no tokenizer; put tokenizer.json or tokenizer.model beside config.json")
     if tokenizer.vocab_size > model.config.vocab_size:
-        raise PunaError(
-            f"{base}: the tokenizer has {tokenizer.vocab_size} ids, the model's vocabulary only {model.config.vocab_size}"
-        )
+        sizes = f"{tokenizer.vocab_size} ids, the model's vocabulary only {model.config.vocab_size}"
+        raise PunaError(f"{base}: the tokenizer has {sizes}")
     return model.requires_grad_(True), tokenizer
 
 
