@@ -1,14 +1,17 @@
 """`puna generate` as a user runs it, on tiny checkpoints."""
 
+import io
 import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
 
 import puna
+from puna.cli.main import main
 from puna.engine import Model
 from puna.family.config import ModelConfig
 from puna.model import Decoder
@@ -47,18 +50,36 @@ def without_tokenizer(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
     return folder
 
 
-def run(*arguments: object, stdin: str = "", code: int = 0) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", "from puna.cli.main import main; main()", "generate", *map(str, arguments)]
-    done = subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=120, encoding="utf-8")
-    assert done.returncode == code, done.stderr
-    assert "Traceback" not in done.stderr
-    return done
+class Done(NamedTuple):
+    stdout: str
+    stderr: str
 
 
-def test_json_equals_the_python_call(checkpoint: Path) -> None:
+class Puna:
+    """Runs commands in this process, as the entry point does: a process each would import torch each time."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+        self.monkeypatch, self.capsys = monkeypatch, capsys
+
+    def __call__(self, *arguments: object, stdin: str = "", code: int = 0) -> Done:
+        self.monkeypatch.setattr(sys, "argv", ["puna", *map(str, arguments)])
+        self.monkeypatch.setattr(sys, "stdin", io.StringIO(stdin))
+        with pytest.raises(SystemExit) as left:
+            main()
+        done = Done(*self.capsys.readouterr())
+        assert left.value.code == code, done
+        return done
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Puna:
+    return Puna(monkeypatch, capsys)
+
+
+def test_json_equals_the_python_call(checkpoint: Path, run: Puna) -> None:
     found = json.loads(
-        run(checkpoint, "--prompt", "The llama", "--max-tokens", 12, "--temperature", 1, "--top-k", 20, "--top-p", 0.95,
-            "--min-p", 0.01, "--seed", 3, "--json").stdout
+        run("generate", checkpoint, "--prompt", "The llama", "--max-tokens", 12, "--temperature", 1, "--top-k", 20,
+            "--top-p", 0.95, "--min-p", 0.01, "--seed", 3, "--json").stdout
     )  # fmt: skip
     reply = puna.load(checkpoint).generate(
         "The llama", max_tokens=12, temperature=1, top_k=20, top_p=0.95, min_p=0.01, seed=3
@@ -72,19 +93,19 @@ def test_json_equals_the_python_call(checkpoint: Path) -> None:
     }  # fmt: skip
 
 
-def test_a_piped_prompt_streams_text_and_stops_at_a_stop_string(checkpoint: Path) -> None:
+def test_a_piped_prompt_streams_text_and_stops_at_a_stop_string(checkpoint: Path, run: Puna) -> None:
     whole = puna.load(checkpoint).generate("Hello", max_tokens=15, temperature=0).text
-    assert run(checkpoint, "--max-tokens", 15, "--temperature", 0, stdin="Hello\n").stdout == whole + "\n"
+    assert run("generate", checkpoint, "--max-tokens", 15, "--temperature", 0, stdin="Hello\n").stdout == whole + "\n"
     stop = whole[3:5]
-    cut = run(checkpoint, "-n", 15, "-t", 0, "--stop", stop, "--chat", "-p", "Hello").stdout
+    cut = run("generate", checkpoint, "-n", 15, "-t", 0, "--stop", stop, "--chat", "-p", "Hello").stdout
     assert stop not in cut
 
 
-def test_ids_work_without_a_tokenizer_and_text_says_what_it_needs(without_tokenizer: Path) -> None:
-    done = run(without_tokenizer, "--ids", "1,2, 3", "--max-tokens", 5, "--temperature", 0)
+def test_ids_work_without_a_tokenizer_and_text_says_what_it_needs(without_tokenizer: Path, run: Puna) -> None:
+    done = run("generate", without_tokenizer, "--ids", "1,2, 3", "--max-tokens", 5, "--temperature", 0)
     reply = puna.load(without_tokenizer).generate([1, 2, 3], max_tokens=5, temperature=0)
     assert done.stdout == ",".join(map(str, reply.token_ids)) + "\n"
-    assert "needs a tokenizer" in run(without_tokenizer, "--prompt", "x", code=1).stderr
+    assert "needs a tokenizer" in run("generate", without_tokenizer, "--prompt", "x", code=1).stderr
 
 
 @pytest.mark.parametrize(
@@ -99,7 +120,15 @@ def test_ids_work_without_a_tokenizer_and_text_says_what_it_needs(without_tokeni
         (["--prompt", "x y z " * 20, "--context", "9"], "context length is 9 tokens"),
     ],
 )
-def test_mistakes_end_in_one_sentence(checkpoint: Path, arguments: list[str], message: str) -> None:
-    done = run(checkpoint, *arguments, code=1)
+def test_mistakes_end_in_one_sentence(checkpoint: Path, run: Puna, arguments: list[str], message: str) -> None:
+    done = run("generate", checkpoint, *arguments, code=1)
     assert message in " ".join(done.stderr.split())
     assert done.stdout == ""
+
+
+def test_as_a_process_of_its_own(checkpoint: Path) -> None:
+    command = [sys.executable, "-c", "from puna.cli.main import main; main()", "generate", str(checkpoint), "-n", "4"]
+    done = subprocess.run(command, input=b"Hello\xff\n", capture_output=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith(b"\n")
+    assert done.stderr == b""

@@ -12,6 +12,7 @@ from puna.errors import PunaError
 from puna.family.config import AttentionTemperature, ModelConfig
 from puna.model import Decoder
 from puna.text.tokenizer import Tokenizer
+from puna.text.toolcalls import MARKERS
 from puna.text.train import train_tokenizer
 
 torch.set_num_threads(1)
@@ -296,20 +297,22 @@ def test_messages_are_rendered_and_checked(talker: Model, tokenizer: Tokenizer) 
         talker.generate([{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}])
 
 
-def forced(talker: Model, text: str) -> Model:
-    """The same model, but it says `text` and then ends, whatever it is asked."""
+def forced(talker: Model, said: str | list[int]) -> Model:
+    """The same model, but it says this and then ends, whatever it is asked."""
     assert talker.tokenizer is not None
-    script = [*talker.tokenizer.encode(text), sorted(talker.stop_ids)[0]]
+    script = [*(talker.tokenizer.encode(said) if isinstance(said, str) else said), sorted(talker.stop_ids)[0]]
 
     class Scripted(Decoder):
         def forward(self, token_ids_BS: torch.Tensor, cache: Any = None, last_only: bool = False) -> torch.Tensor:
             logits = super().forward(token_ids_BS, cache, last_only)
             state = self.__dict__.setdefault("said", iter(script))
+            if token_ids_BS.shape[1] == loop.PREFILL_TOKENS:  # more of the prompt follows
+                return logits
             out = torch.full_like(logits, -50.0)
             out[:, -1, next(state)] = 50.0
             return out
 
-    return Model(Scripted(talker.config), talker.tokenizer)
+    return Model(Scripted(talker.config.with_(context_length=4096)), talker.tokenizer)
 
 
 def test_tool_calls_leave_the_text_and_set_the_finish_reason(talker: Model) -> None:
@@ -320,10 +323,26 @@ def test_tool_calls_leave_the_text_and_set_the_finish_reason(talker: Model) -> N
     reply = forced(talker, call).generate(ask, tools=tools, temperature=0, max_tokens=200)
     assert [(c.name, c.arguments) for c in reply.tool_calls] == [("weather", {"city": "La Paz"})]
     assert (reply.text, reply.finish_reason) == ("", "tool_calls")
+    between = forced(talker, "Let me see.\n" + call + "\n").generate(ask, tools=tools, temperature=0)
+    assert (between.text.strip(), len(between.tool_calls), between.finish_reason) == ("Let me see.", 1, "tool_calls")
     plain = forced(talker, call).generate(ask, temperature=0)
     assert (plain.text, plain.tool_calls, plain.finish_reason) == (call, [], "stop")
     spoken = forced(talker, "It is cold.").generate(ask, tools=tools, temperature=0, max_tokens=200)
     assert (spoken.text, spoken.tool_calls, spoken.finish_reason) == ("It is cold.", [], "stop")
+
+
+def test_control_tokens_around_a_call_reach_the_parser_but_no_reader(talker: Model, tokenizer: Tokenizer) -> None:
+    marker = next((tokenizer.control[name] for name in MARKERS if name in tokenizer.control), None)
+    if marker is None:
+        pytest.skip("this vocabulary has no python markers")
+    tools = [{"type": "function", "function": {"name": "look", "parameters": {"type": "object", "properties": {}}}}]
+    ask = [{"role": "user", "content": "Look."}]
+    called = forced(talker, [*tokenizer.encode("Well. "), marker, *tokenizer.encode("look.call(q='x')")])
+    reply = called.generate(ask, tools=tools, temperature=0)
+    assert [(c.name, c.arguments) for c in reply.tool_calls] == [("look", {"q": "x"})]
+    assert reply.text.strip() == "Well."
+    code = forced(talker, [marker, *tokenizer.encode("print(1)")]).generate(ask, tools=tools, temperature=0)
+    assert (code.text, code.tool_calls) == ("print(1)", [])
 
 
 def test_defaults_of_a_checkpoint_are_used() -> None:

@@ -1,9 +1,10 @@
 """The loop: prompt in pieces through the cache, then token by token, as a stream that can be closed at any time."""
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,7 +15,7 @@ from puna.engine.sampling import Sampling, choose
 from puna.engine.stops import StopStrings
 from puna.model import Cache, Decoder
 from puna.text.tokenizer import Tokenizer
-from puna.text.toolcalls import ToolCall, ToolCallParser
+from puna.text.toolcalls import MARKERS, ToolCall, ToolCallParser
 
 PREFILL_TOKENS = 512  # bounds activations, and how long a closed stream can still be at work
 
@@ -28,7 +29,7 @@ class Request:
     limit: int  # most tokens to draw: max_tokens, or what the context still holds
     stop_ids: frozenset[int]
     continues_text: bool = False  # the answer goes on in the prompt's text, so its leading space is part of it
-    parse_calls: bool = False
+    tools: Sequence[Mapping[str, Any]] = ()  # OpenAI's definitions; calls of them are taken out of the text
     grammar: Grammar | None = None
     cancelled: threading.Event = field(default_factory=threading.Event)
 
@@ -128,7 +129,10 @@ class _Writer:
         if self._characters and request.continues_text:
             self._characters.push(request.prompt[-1])  # sentencepiece drops a space only at the very beginning
         self._stops = StopStrings(request.sampling.stop)
-        self._calls = ToolCallParser() if request.parse_calls else None
+        self._calls = ToolCallParser(request.tools) if request.tools else None
+        self._markers: dict[int, str] = {}  # control tokens beside a call: the parser wants them, no reader does
+        if tokenizer and self._calls:
+            self._markers = {tokenizer.control[name]: name for name in MARKERS if name in tokenizer.control}
 
     @property
     def stopped(self) -> bool:
@@ -137,7 +141,8 @@ class _Writer:
     def push(self, token: int) -> tuple[str, tuple[ToolCall, ...]]:
         if self._characters is None:
             return "", ()
-        return self._parsed(self._stops.push(self._characters.push(token)))
+        text = self._markers.get(token) or self._characters.push(token)
+        return self._parsed(self._stops.push(text))
 
     def finish(self) -> tuple[str, tuple[ToolCall, ...]]:
         if self._characters is None:
@@ -148,8 +153,10 @@ class _Writer:
     def _parsed(self, text: str, last: bool = False) -> tuple[str, tuple[ToolCall, ...]]:
         if self._calls is None:
             return text, ()
-        events = list(self._calls.push(text)) + (list(self._calls.finish()) if last else [])
+        events = self._calls.push(text) + (self._calls.finish() if last else [])
         shown = "".join(event for event in events if isinstance(event, str))
+        for marker in self._markers.values():
+            shown = shown.replace(marker, "")
         return shown, tuple(event for event in events if isinstance(event, ToolCall))
 
 

@@ -162,8 +162,8 @@ class Model:
             sampling=sampling,
             limit=room if sampling.max_tokens is None else min(room, sampling.max_tokens),
             stop_ids=self.stop_ids if grammar is None else self.stop_ids | {self._vocabulary.eos_token_id},
-            continues_text=isinstance(prompt, str),
-            parse_calls=bool(tools),
+            continues_text=not isinstance(prompt, Inputs) and not _is_chat(prompt),
+            tools=tools or (),
             grammar=grammar,
         )
         return Stream(run(self._runner, request, self.tokenizer), request.cancelled)
