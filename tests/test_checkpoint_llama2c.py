@@ -16,7 +16,7 @@ needs_stories = pytest.mark.skipif(not STORIES.is_file(), reason="stories260K.bi
 
 
 def run_c(path: Path, tokens: list[int]) -> np.ndarray:
-    """Logits [S, V] by run.c's `forward`, one position after another with a growing cache, in float64."""
+    """Logits [S, V] by run.c's `forward`, one position after another with a growing cache, in float64 but for the angles."""
     header = np.fromfile(path, "<i4", 7)
     dim, hidden, layers, heads, kv_heads, vocabulary, length = (int(x) for x in header)
     shared, vocabulary = vocabulary > 0, abs(vocabulary)
@@ -49,7 +49,7 @@ def run_c(path: Path, tokens: list[int]) -> np.ndarray:
             normed = rmsnorm(x, att_norm[n])
             q, k = wq[n] @ normed, wk[n] @ normed
             for i in range(0, dim, 2):
-                angle = pos / 10000.0 ** ((i % size) / size)
+                angle = float(np.float32(pos) / np.float32(10000.0) ** np.float32((i % size) / size))
                 cos, sin = math.cos(angle), math.sin(angle)
                 for vector in (q, k) if i < kv_dim else (q,):
                     vector[i : i + 2] = (

@@ -21,7 +21,7 @@ _SHARD = re.compile(r"consolidated\.(\d+)\.pth")
 # What Meta's own loaders drop: buffers and training statistics.
 _DROPPED = re.compile(r"(rope\.freqs|_extra_state|global_gate_stats_3E|running_gate_stats_3E|expert_activation_DE)$")
 _VISION = re.compile(r"(vision_embeddings|vision_projection)\.")
-_REMAP_AFTER = 64 * 2**20  # bytes read of a mapped shard before its resident pages are given back
+_RESIDENT = 32  # a shard is mapped anew after each 1/32 of it was read: pages of a mapping stay resident until it goes
 
 
 class _Shard:
@@ -29,7 +29,7 @@ class _Shard:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._touched = 0
+        self._touched, self._limit = 0, path.stat().st_size // _RESIDENT
         self._tensors = self._map()
 
     def _map(self) -> dict[str, Tensor]:
@@ -59,7 +59,7 @@ class _Shard:
 
     def tensor(self, name: str) -> Tensor:
         """A mapped tensor, to be copied at once."""
-        if self._touched > _REMAP_AFTER:
+        if self._touched > self._limit:
             self._tensors, self._touched = self._map(), 0
         tensor = self._tensors[name]
         self._touched += tensor.numel() * tensor.element_size()
