@@ -19,7 +19,8 @@ CONSTRUCTS = {
                          "{% set head = '<|header_start|>%s<|header_end|>' % m.role %}{{ head + m.content + ns.end }}"
                          "{% set ns.last = m.role %}{% endfor %}{{ ns.last }}",
     "searches": "{{ bos_token }}{% for m in messages %}{% if '<|eom|>' in m.content %}"
-                "{{ m.content.split('<|eom|>')[-1] }}{% elif m.content.startswith('<|eot|>') %}starts{% else %}{{ m.content.replace('q', '<|eot|>') }}"
+                "{{ m.content.split('<|eom|>')[-1] }}{% elif m.content.startswith('<|eot|>') %}"
+                "starts{% else %}{{ m.content.replace('q', '<|eot|>') }}"
                 "{% endif %}{% endfor %}",
     "macro and dict": "{% set ends = {'user': '<|eot|>', 'assistant': '<|eom|>'} %}{% macro head(r) %}"
                       "<|header_start|>{{ r }}<|header_end|>{% endmacro %}{{ bos_token }}{% for m in messages %}"

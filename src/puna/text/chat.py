@@ -50,7 +50,7 @@ def chat_parts(tokenizer: ChatTokenizer, messages: Sequence[Mapping[str, Any]],
         return own(checked, defined, add_generation_prompt)
     template = chat_template(tokenizer.chat_template, tuple(tokenizer.control))
     if not template.knows_calls:
-        checked = fold_calls(checked, "ipython" if tokenizer.generation == "llama3" else "user")
+        checked = fold_calls(checked, "ipython" if (tokenizer.generation or "").startswith("llama3") else "user")
     if defined and not template.knows_tools:
         checked, defined = fold_tools(checked, defined), None
     return template.render(checked, defined, add_generation_prompt, _special(tokenizer))

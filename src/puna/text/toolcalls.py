@@ -22,6 +22,7 @@ CALL_STYLES: Mapping[str, tuple[Style, ...]] = {
 MARKERS = ("<|python_tag|>", "<|python_start|>", "<|python_end|>")
 _TAG = "<function="
 _FENCE = "```"
+_BITE = 256  # characters looked at in one go: each step copies what is left of them
 _PYTHON_NAME = re.compile(r"[\w.\-]+")
 _KEYWORD = re.compile(r"[^\W\d]\w*")
 
@@ -65,9 +66,8 @@ def encode_calls(calls: Sequence[ToolCall], style: Style) -> str:
 
 def _pythonic(call: ToolCall) -> str:
     arguments = json.loads(json.dumps(call.arguments))
-    keywords = [f"{key}={value!r}" for key, value in arguments.items() if _KEYWORD.fullmatch(key)]
-    if rest := {key: value for key, value in arguments.items() if not _KEYWORD.fullmatch(key)}:
-        keywords.append(f"**{rest!r}")
+    keywords = [f"{key}={value!r}" if _KEYWORD.fullmatch(key) else f"**{({key: value})!r}"
+                for key, value in arguments.items()]  # fmt: skip
     return f"{_spelled(call, 'pythonic')}({', '.join(keywords)})"
 
 
@@ -107,16 +107,19 @@ class ToolCallParser:
 
     def push(self, text: str) -> list[Event]:
         """What is certain after `text`: text to show, and completed calls, in order."""
-        self._buffer += text
-        return self._advance(final=False)
+        for start in range(0, len(text), _BITE):
+            self._buffer += text[start : start + _BITE]
+            while self._step(final=False):
+                pass
+        return self._taken()
 
     def finish(self) -> list[Event]:
         """What was still held back."""
-        return self._advance(final=True)
-
-    def _advance(self, final: bool) -> list[Event]:
-        while self._step(final):
+        while self._step(final=True):
             pass
+        return self._taken()
+
+    def _taken(self) -> list[Event]:
         events, self._events = self._events, []
         return events
 

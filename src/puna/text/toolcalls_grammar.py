@@ -196,8 +196,13 @@ class Candidate:
         if (yield from self._skip()) != "{":
             raise NotACall
         arguments = yield from self._value(1)
-        if (yield from self._skip()):  # the end of the answer also ends the call
-            yield from self._take("</function>")
+        if not (yield from self._skip()):
+            return name, arguments  # the end of the answer ends the call too
+        yield from self._take("<")
+        if (yield from self._peek()) == "|":  # and so does a marker
+            self._at -= 1
+        else:
+            yield from self._take("/function>")
         return name, arguments
 
     def _check_start(self, start: str, suffix: str = "") -> None:
