@@ -239,7 +239,7 @@ def test_what_llama_cpp_would_do_otherwise(tmp_path):
         assert not [k for k in GGUFSource(write(CONFIGS[name], tmp_path / name)).fields
                     if k.startswith("puna.") and "rope" not in k and "token" not in k]  # fmt: skip
     model = random_model(CONFIGS["own constants"])
-    with pytest.warns(UserWarning) as caught:
+    with pytest.warns(UserWarning, match="llama.cpp") as caught:
         save(model, model.config, None, tmp_path / "m.gguf", format="gguf")
     said = " ".join(str(w.message) for w in caught)
     for part in ("chunks of 8192, this model in chunks of 16: answers differ past 16 tokens",
@@ -261,14 +261,14 @@ def test_rows_that_are_no_whole_blocks_stay_f16(tmp_path):
 
 
 @pytest.mark.parametrize(("change", "message"), [
-    (lambda w, c: w.update({"norm.weight": torch.full((64,), torch.nan)}), "'norm.weight'.*not finite"),
-    (lambda w, c: w.update({"lm_head.weight": torch.full((96, 64), 1e5)}), "'lm_head.weight'.*F16.*choose BF16 or F32"),
-    (lambda w, c: w.update({"norm.weight": torch.ones(63)}), r"'norm.weight' has shape \(63,\)"),
+    (lambda w: w.update({"norm.weight": torch.full((64,), torch.nan)}), "'norm.weight'.*not finite"),
+    (lambda w: w.update({"lm_head.weight": torch.full((96, 64), 1e5)}), "'lm_head.weight'.*F16.*choose BF16 or F32"),
+    (lambda w: w.update({"norm.weight": torch.ones(63)}), r"'norm.weight' has shape \(63,\)"),
 ])  # fmt: skip
 def test_weights_that_cannot_be_written(change, message, tmp_path):
     config = CONFIGS["llama2"]
     weights = dict(random_model(config).state_dict())
-    change(weights, config)
+    change(weights)
     with pytest.raises(PunaError, match=message):
         write_tensors(weights.__getitem__, config, None, tmp_path / "m.gguf", "F16")
     assert not list(tmp_path.iterdir())
@@ -278,7 +278,7 @@ def test_targets_and_types_that_are_refused(tmp_path):
     (tmp_path / "m.gguf").touch()
     with pytest.raises(PunaError, match="exists already"):
         write(CONFIGS["llama2"], tmp_path / "m.gguf")
-    with pytest.raises(PunaError, match="'Q5_1' is not one that can be written. Choose F32, F16, BF16, Q8_0, Q4_0"):
+    with pytest.raises(PunaError, match=r"'Q5_1' is not one that can be written\. Choose F32, F16, BF16, Q8_0, Q4_0"):
         write(CONFIGS["llama2"], tmp_path / "n.gguf", "Q5_1")
 
 
@@ -327,7 +327,7 @@ def test_tensor_errors(header, tmp_path):
     path = tmp_path / "bad.gguf"
     with pytest.raises(PunaError, match=r"missing layers\.0\.self_attn\.v_proj\.weight"):
         load(_rewritten(header, path, drop=("blk.0.attn_v.weight",)))
-    with pytest.raises(PunaError, match="'token_embd.weight' is missing"):
+    with pytest.raises(PunaError, match=r"'token_embd\.weight' is missing"):
         load(_rewritten(header, path, drop=("token_embd.weight",)))
     with pytest.raises(PunaError, match=r"'blk\.0\.attn_k\.weight' has shape \[16, 64\], needs \[32, 64\]"):
         load(_rewritten(header, path, tensors={"blk.0.attn_k.weight": (16, 64)}))
@@ -379,11 +379,10 @@ def test_any_damage_is_one_clear_error(header, tmp_path, data):
     path = tmp_path / "fuzz.gguf"
     path.write_bytes(body)
     try:
-        config = load(path).config
+        told, width = "", load(path).config.hidden_size
     except PunaError as error:
-        assert "fuzz.gguf" in str(error)
-    else:
-        assert config.hidden_size == 64
+        told, width = str(error), 0
+    assert "fuzz.gguf" in told or width == 64
 
 
 def test_export_command(tmp_path):
@@ -399,7 +398,8 @@ def test_export_command(tmp_path):
                                      "--format", "gguf"])  # fmt: skip
     assert again.exit_code == 0
     assert GGUFSource(tmp_path / "o.gguf").read("lm_head.weight").dtype == torch.bfloat16
-    wrong = CliRunner().invoke(app, ["export", str(tmp_path / "m.gguf"), "--out", str(tmp_path / "p"), "--type", "Q8_0"])
+    wrong = CliRunner().invoke(app, ["export", str(tmp_path / "m.gguf"), "--out", str(tmp_path / "p"),
+                                     "--type", "Q8_0"])  # fmt: skip
     assert isinstance(wrong.exception, PunaError)
     assert "--type Q8_0 is not one of safetensors" in str(wrong.exception)
 

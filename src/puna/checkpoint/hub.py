@@ -147,7 +147,7 @@ class _Repository:
         except (errors.HTTPError, OSError) as error:
             raise PunaError(
                 f"{self.repo}: the download from {host} broke off ({type(error).__name__}). "
-                "Pull again: it goes on where it stopped."
+                "Pull again: files that are complete are not fetched twice."
             ) from error
 
     def unreachable(self, host: str, error: Exception) -> PunaError:
