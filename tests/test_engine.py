@@ -82,6 +82,7 @@ def test_logits_are_float32_also_of_a_bfloat16_model() -> None:
     assert (logits.shape, logits.dtype, logits.requires_grad) == ((3, 320), torch.float32, False)
     assert torch.equal(logits, model.logits(Inputs([1, 2, 3])))
     assert torch.equal(logits, model.logits(torch.tensor([1, 2, 3])))
+    logits[0] = 0  # the caller's own, to write into
 
 
 def test_a_seed_repeats_an_answer_and_defaults_are_metas(model: Model) -> None:

@@ -28,7 +28,7 @@ def generate(
 
     Example: puna generate --prompt "The llama is" --max-tokens 40
 
-    Without a tokenizer: puna generate stories260K.bin --ids 1,403 --max-tokens 20
+    Without a tokenizer: puna generate stories260K.bin --ids 1,2,3 --max-tokens 20
     """
     from puna.engine import load
 

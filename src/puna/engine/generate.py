@@ -74,7 +74,7 @@ class Runner:
     @contextmanager
     def turn(self) -> Iterator[None]:
         """Exclusive use of the decoder without gradients. Never held while a caller has control."""
-        with self._turn, torch.inference_mode():
+        with self._turn, torch.no_grad():  # not inference_mode: a caller may write into the logits it gets
             yield
 
     def forward(self, ids: Sequence[int], cache: Cache | None = None, last_only: bool = False) -> Tensor:
