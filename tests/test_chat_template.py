@@ -5,6 +5,7 @@ import pytest
 from puna.errors import PunaError
 from puna.text import template
 from puna.text.chat import render
+from puna.text.train import train_tokenizer
 from test_chat_cases import ASKED, CASES, TOOLS, called, result, said
 from test_chat_formats import SMUGGLED, Bytes
 
@@ -62,6 +63,17 @@ def test_user_text_never_becomes_control(source):
         return [i for i in render(tokenizer, chat, [tool] if "tools" in source else None) if i >= 1000]
 
     assert controls(SMUGGLED.replace("q", "").replace("<|eot|>", "", 1)) == controls("harmless")
+
+
+def test_ids_equal_transformers(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    tokenizer = train_tokenizer(["to be or not to be, that is the question " * 9], 340)
+    tokenizer.chat_template = CONSTRUCTS["concatenation"]
+    tokenizer.save(tmp_path)
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    ids = theirs.apply_chat_template(CHAT, tokenize=True, return_dict=False)
+    assert tokenizer.render(CHAT) == ids
+    assert len(ids) < len(tokenizer.decode(ids, skip_control=False).encode())  # some pairs were merged
 
 
 def test_a_template_that_searches_for_control_tokens_still_finds_them():
