@@ -381,3 +381,19 @@ def test_peak_memory(form: str, dtype: str, tmp_path: Path) -> None:
     size, ratio = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
     assert int(size) > 90_000_000 * (2 if dtype == "float32" else 1)
     assert 0.9 < float(ratio) < 1.15
+
+
+def test_a_tokenizer_travels_with_the_weights(tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    from puna.text.train import train_tokenizer
+
+    tokenizer = train_tokenizer(["the llama grazes on the puna, the llama sleeps"] * 3, 320)
+    model = tiny.decoder(tiny.CONFIGS["guard4"].with_(vocab_size=tokenizer.vocab_size))
+    save(model, model.config, tokenizer, tmp_path / "model")
+    loaded = load_source(open_source(tmp_path / "model"))
+    text = "the llama grazes, naïvely"
+    assert loaded.tokenizer is not None
+    assert loaded.tokenizer.encode(text) == tokenizer.encode(text)
+    theirs = AutoTokenizer.from_pretrained(tmp_path / "model")
+    assert theirs.encode(text, add_special_tokens=False) == tokenizer.encode(text)

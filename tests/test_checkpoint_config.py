@@ -5,15 +5,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
 import torch
 
+import tiny
 from puna.checkpoint.hf_config import read_config, write_config
 from puna.checkpoint.meta_params import feed_forward_width, read_params
 from puna.family.config import AttentionTemperature, ModelConfig, RopeScaling
 
 # The published config.json of Llama 3.1 8B Instruct, without keys that say nothing about the model.
-LLAMA31 = {
+LLAMA31: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],
     "attention_bias": False,
     "bos_token_id": 128000,
@@ -88,8 +88,8 @@ def test_published_llama31_in_both_spellings(tmp_path: Path) -> None:
     new = {key: value for key, value in LLAMA31.items() if key not in ("rope_theta", "rope_scaling", "torch_dtype")}
     new |= {"dtype": "bfloat16", "rope_parameters": LLAMA31["rope_scaling"] | {"rope_theta": 500000.0}}
     assert read(tmp_path, new) == config
-    old = LLAMA31 | {"rope_scaling": {("type" if k == "rope_type" else k): v for k, v in new["rope_parameters"].items()}}
-    assert read(tmp_path, old) == config
+    scaling = {key: value for key, value in LLAMA31["rope_scaling"].items() if key != "rope_type"}
+    assert read(tmp_path, LLAMA31 | {"rope_scaling": scaling | {"type": "llama3"}}) == config
 
 
 def test_published_scout(tmp_path: Path) -> None:

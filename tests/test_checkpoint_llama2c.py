@@ -16,7 +16,7 @@ needs_stories = pytest.mark.skipif(not STORIES.is_file(), reason="stories260K.bi
 
 
 def run_c(path: Path, tokens: list[int]) -> np.ndarray:
-    """Logits [S, V] by run.c's `forward`, one position after another with a growing cache, in float64 but for the angles."""
+    """Logits [S, V] by run.c's `forward`, position by position with a growing cache; float64 but for the angles."""
     header = np.fromfile(path, "<i4", 7)
     dim, hidden, layers, heads, kv_heads, vocabulary, length = (int(x) for x in header)
     shared, vocabulary = vocabulary > 0, abs(vocabulary)
