@@ -7,8 +7,8 @@ import typer
 
 
 def train(
-    base: Annotated[Path, typer.Argument(help="A checkpoint to continue, or a folder with config.json and a tokenizer.")],
-    data: Annotated[Path, typer.Option(help="A JSON-lines file of `text` or `messages`, or the folder of --config's files.")],
+    base: Annotated[Path, typer.Argument(help="A checkpoint, or a folder with config.json and a tokenizer.")],
+    data: Annotated[Path, typer.Option(help="JSON lines of `text` or `messages`, or the folder of --config's files.")],
     out: Annotated[Path, typer.Option(help="Output folder: locked during the run, ends with safetensors and a card.")],
     config: Annotated[Path | None, typer.Option(help="YAML file of the run (docs/training.md).")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Number of steps.")] = None,
@@ -35,7 +35,8 @@ def train(
     else:
         stage: dict[str, Any] = {"sources": [{"file": data.name}]}
         settings = checked_config({"stages": [stage], "steps": steps or 100, "seed": seed or 0}, "options")
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"), TimeRemainingColumn())
+    counter = TextColumn("{task.completed}/{task.total}")
+    columns = (TextColumn("{task.description}"), BarColumn(), counter, TimeRemainingColumn())
     with Progress(*columns, console=console) as bar:
         task = bar.add_task("training", total=settings.steps)
 

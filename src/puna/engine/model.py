@@ -149,7 +149,7 @@ class Model:
         sampling = self.defaults.with_options({k: v for k, v in options.items() if k not in ("tools", "schema")})
         if tools and not _is_chat(prompt):
             raise PunaError("tools need a chat: give messages, or use render(messages, tools=...) and parse yourself")
-        ids = self._prompt_ids(prompt, tools)
+        ids = self.prompt_ids(prompt, tools)
         if sampling.stop:
             self._need_tokenizer("a stop string")
         beyond = [token for token in sampling.logit_bias if token >= self.config.vocab_size]
@@ -186,7 +186,7 @@ class Model:
             )
         return self.tokenizer
 
-    def _prompt_ids(self, prompt: Prompt, tools: Sequence[Mapping[str, Any]] | None) -> list[int]:
+    def prompt_ids(self, prompt: Prompt, tools: Sequence[Mapping[str, Any]] | None) -> list[int]:
         if isinstance(prompt, str):
             tokenizer = self._need_tokenizer("a text prompt")
             bos = tokenizer.bos_id if tokenizer.bos_id is not None else self.config.bos_token_id

@@ -31,7 +31,7 @@ class Rows:
 def documents(path: Path, tokenizer: Tokenizer) -> Iterator[tuple[list[int], list[bool]]]:
     """Each line's token ids, begun with BOS, and which carry loss. Raises PunaError naming file, line and field."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")  # a JSON string may hold U+2028
     except OSError as error:
         raise PunaError(f"{path}: can't read the data: {error.strerror}") from None
     except UnicodeDecodeError as error:

@@ -15,7 +15,7 @@ from puna.train.loss import linear_cross_entropy
 def read_texts(path: Path) -> list[str]:
     """The `text` of each line of a JSON-lines file. Raises PunaError naming file and line."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise PunaError(f"{path}: can't read the held-out texts: {error}") from None
     texts = []

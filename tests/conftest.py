@@ -1,0 +1,5 @@
+"""One thread a test process: the models are tiny, and the machine has few cores."""
+
+import torch
+
+torch.set_num_threads(1)
