@@ -186,7 +186,8 @@ class Model:
             )
         return self.tokenizer
 
-    def prompt_ids(self, prompt: Prompt, tools: Sequence[Mapping[str, Any]] | None) -> list[int]:
+    def prompt_ids(self, prompt: Prompt, tools: Sequence[Mapping[str, Any]] | None = None) -> list[int]:
+        """The token ids that a prompt of any kind becomes: text gets BOS, a chat is rendered, ids stay as they are."""
         if isinstance(prompt, str):
             tokenizer = self._need_tokenizer("a text prompt")
             bos = tokenizer.bos_id if tokenizer.bos_id is not None else self.config.bos_token_id

@@ -49,7 +49,7 @@ def _work(job: Job[Answer], model: Model, prompts: Sequence[str | list[int]], as
           options: Options) -> Iterator[Answer]:
     """In the model's thread: each prompt's own log-probabilities, where echo asks for them, and its answers."""
     n = asked.n or 1
-    for at, ids in enumerate([model.prompt_ids(prompt, None) for prompt in prompts]):
+    for at, ids in enumerate([model.prompt_ids(prompt) for prompt in prompts]):
         if job.stopped:
             return
         scored = model.score(ids, asked.logprobs) if asked.echo and asked.logprobs is not None else None
