@@ -9,11 +9,24 @@ import lzma
 import random
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from puna.checkpoint.hf_config import write_config
+from puna.family.config import AttentionTemperature, ModelConfig
+from puna.text.train import train_tokenizer
+
 HELD_OUT = 50  # one in so many
+SHAPE = ModelConfig(
+    architecture="llama4", vocab_size=8192, hidden_size=192, num_layers=6, num_heads=3, num_kv_heads=1, head_dim=64,
+    intermediate_size=768, context_length=2048, rope_theta=10_000.0, tie_word_embeddings=True, num_experts=12,
+    expert_intermediate_size=384, moe_layers=(0, 1, 2, 3, 4, 5), nope_layers=(3,), attention_chunk_size=512,
+    attention_temperature=AttentionTemperature(scale=0.1, floor=512), qk_norm=True,
+    bos_token_id=8144, eos_token_ids=(8145, 8151, 8152), pad_token_id=8156,
+)  # fmt: skip
 OPENING = 2200  # characters of an article's opening: a little over the 1,500 that are scored
 WINDOW = 6000  # characters of a piece from inside an article
 BODIES = 9000  # pieces kept
@@ -46,6 +59,31 @@ def chat(user: str, assistant: str, system: str | None = None) -> dict[str, Any]
     """One exchange as a row of messages."""
     first = [{"role": "system", "content": system}] if system else []
     return {"messages": [*first, {"role": "user", "content": user}, {"role": "assistant", "content": assistant}]}
+
+
+def talk(chance: random.Random, greetings: list[dict[str, Any]], kinds: Sequence[list[dict[str, Any]]]) -> dict[str, Any]:
+    """A conversation of several exchanges, often begun with a greeting."""
+    turns = [chance.choice(greetings)] if chance.random() < 0.4 else []
+    turns += [chance.choice(chance.choice(kinds)) for _ in range(chance.randint(1, 4))]
+    return {"messages": [message for turn in turns for message in turn["messages"]]}
+
+
+def vocabulary_texts(out: Path) -> Iterator[str]:
+    """A mixture of everything to learn the vocabulary from."""
+    chance = random.Random(0)
+    for name, count in (("openings", 11500), ("bodies", 2500), ("news", 3000), ("topics", 3000), ("dolly", 5000),
+                        ("sums", 2000), ("commands", 3000)):  # fmt: skip
+        lines = (out / f"{name}.jsonl").read_text(encoding="utf-8").removesuffix("\n").split("\n")
+        chance.shuffle(lines)
+        for row in map(json.loads, lines[:count]):
+            yield row["text"] if "text" in row else "\n".join(m["content"] for m in row["messages"])
+
+
+def write_base(out: Path, texts: list[str]) -> None:
+    """The folder that training begins from: the vocabulary, learnt from `texts`, and the shape."""
+    out.mkdir(exist_ok=True)
+    train_tokenizer(texts, SHAPE.vocab_size).save(out)
+    (out / "config.json").write_text(json.dumps(write_config(SHAPE, torch.bfloat16), indent=2) + "\n", encoding="utf-8")
 
 
 def write(path: Path, items: list[dict[str, Any]]) -> None:
@@ -83,14 +121,18 @@ def main(data: Path, out: Path) -> None:
     write(out / "topics.jsonl", topics)
     reports = [chat(chance.choice(REPORT).format(row["title"]), sentences(row["text"], 600)) for row in news]
     write(out / "reports.jsonl", [r for r in reports if len(r["messages"][-1]["content"]) > 60][:6000])
-    write(out / "dolly.jsonl", [{"messages": row["messages"]} for row in rows(data / "chat/dolly.jsonl.xz")])
+    dolly = [{"messages": row["messages"]} for row in rows(data / "chat/dolly.jsonl.xz")]
+    write(out / "dolly.jsonl", dolly)
     sums = [{"messages": row["messages"]} for row in rows(data / "chat/gsm8k-train.jsonl.xz")]
     write(out / "sums.jsonl", sums)
     commands = [{"messages": row["messages"]} for row in rows(data / "chat/tldr.jsonl.xz")]
     chance.shuffle(commands)
     write(out / "commands.jsonl", commands[:10000])
     persona = [json.loads(line) for line in (Path(__file__).parent / "persona.jsonl").read_text("utf-8").splitlines()]
-    write(out / "persona.jsonl", [chat(ask, row["answer"]) for row in persona for ask in row["asks"]])
+    greetings = [chat(ask, row["answer"]) for row in persona for ask in row["asks"]]
+    write(out / "persona.jsonl", greetings)
+    write(out / "talks.jsonl", [talk(chance, greetings, (topics, topics, dolly, sums, commands)) for _ in range(3000)])
+    write_base(out / "base", list(vocabulary_texts(out)))
 
 
 if __name__ == "__main__":
