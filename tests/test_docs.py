@@ -1,0 +1,107 @@
+"""Every command in README and docs runs: `sh` and `python` blocks, in order, where a small model and data lie."""
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from huggingface_hub import constants
+
+from puna.checkpoint.hf_config import write_config
+from puna.checkpoint.source import save
+from puna.family.config import ModelConfig
+from puna.text.train import train_tokenizer
+from test_hub import Hub, hub  # noqa: F401 - the fixture is used by name
+from tiny import LLAMA4, decoder
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+SENTENCES = [f"The {a} llama {b} over hill {c}." for a in ("old", "young") for b in ("runs", "looks") for c in "abcd"]
+RUN = """
+steps: 4
+batch_tokens: 128
+micro_tokens: 64
+heldout: heldout.jsonl
+stages:
+  - length: 32
+    sources: [{file: articles.jsonl}, {file: chats.jsonl, documents: true}]
+"""
+MAKE = {"make chat", "make test", "make serve"}
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    """The fenced blocks of a language."""
+    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """What the pages take for granted: my-llama, my-shape, articles.jsonl, my-data, run.yaml."""
+    tokenizer = train_tokenizer(SENTENCES * 20, 320)
+    shape = ModelConfig(
+        **LLAMA4 | {"vocab_size": 384, "context_length": 512},
+        bos_token_id=tokenizer.bos_id, eos_token_ids=tokenizer.eos_ids, pad_token_id=tokenizer.pad_id,
+    )  # fmt: skip
+    save(decoder(shape), shape, tokenizer, tmp_path / "my-llama")
+    tokenizer.save(tmp_path / "my-shape")
+    (tmp_path / "my-shape/config.json").write_text(json.dumps(write_config(shape, torch.bfloat16)))
+    (tmp_path / "my-data").mkdir()
+    texts = "".join(json.dumps({"text": " ".join(SENTENCES[i:])}) + "\n" for i in range(8)) * 30
+    turns = [{"role": "user", "content": "Who runs?"}, {"role": "assistant", "content": "The old llama."}]
+    for place in (tmp_path, tmp_path / "my-data"):
+        (place / "articles.jsonl").write_text(texts)
+    (tmp_path / "my-data/heldout.jsonl").write_text(texts[:200].splitlines()[0] + "\n")
+    (tmp_path / "my-data/chats.jsonl").write_text((json.dumps({"messages": turns}) + "\n") * 20)
+    (tmp_path / "run.yaml").write_text(RUN)
+    return tmp_path
+
+
+def environment(hub: Hub) -> dict[str, str]:  # noqa: F811
+    """The commands find this environment's `puna`, and for a hub the stand-in."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    hugging_face = {"HF_ENDPOINT": hub.url, "HF_HUB_CACHE": constants.HF_HUB_CACHE, "HF_TOKEN": ""}
+    return {**os.environ, **hugging_face, "PATH": path, "OMP_NUM_THREADS": "1"}
+
+
+def serve(command: str, folder: Path, env: dict[str, str]) -> None:
+    """Start a server, wait until it says where it is, stop it."""
+    process = subprocess.Popen(shlex.split(command), cwd=folder, env=env, stdout=subprocess.PIPE,
+                               stderr=subprocess.STDOUT, text=True)  # fmt: skip
+    assert process.stdout is not None
+    said = ""
+    for line in process.stdout:
+        said += line
+        if "http://" in line:
+            break
+    process.terminate()
+    assert "http://127.0.0.1" in said, said
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_run(page: Path, folder: Path, hub: Hub) -> None:  # noqa: F811
+    env = environment(hub)
+    for line in "\n".join(blocks(page, "sh")).splitlines():
+        command = line.partition("#")[0].strip().replace("meta-llama/Llama-3.2-1B-Instruct", "llama/hf")
+        if not command:
+            continue
+        if command in MAKE:  # what they do is tried from a bare clone; here only that the targets exist
+            subprocess.run([*shlex.split(command), "-n"], cwd=ROOT, env=env, check=True, capture_output=True)
+        elif command.startswith("puna serve"):
+            serve(command, folder, env)
+        else:
+            done = subprocess.run(command, shell=True, cwd=folder, env=env, stdin=subprocess.DEVNULL, text=True,
+                                  capture_output=True, timeout=200)  # fmt: skip
+            assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_programs_run(page: Path, folder: Path, hub: Hub) -> None:  # noqa: F811
+    for program in blocks(page, "python"):
+        done = subprocess.run([sys.executable, "-c", program], cwd=folder, env=environment(hub), text=True,
+                              capture_output=True, timeout=200)  # fmt: skip
+        assert done.returncode == 0, f"{program}\n{done.stderr}"
