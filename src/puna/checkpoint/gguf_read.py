@@ -30,7 +30,7 @@ _PLAIN = {
 _QUANTISED = (
     GGMLQuantizationType.Q8_0, GGMLQuantizationType.Q4_0, GGMLQuantizationType.Q4_K, GGMLQuantizationType.Q6_K
 )  # fmt: skip
-_CHUNK = 1 << 22  # elements dequantised at a time, so that working memory stays far below the model's
+_CHUNK = 1 << 20  # elements dequantised at a time, so that working memory stays far below the model's
 
 
 class GGUFSource:
