@@ -28,14 +28,23 @@ def train(
     from puna.train.pretrain import pretrain
 
     console = Console()
+    stage: dict[str, Any] = {"sources": [{"file": data.name}]}
     if config is not None:
-        settings = read_config(config, steps=steps, seed=seed)
+        settings = read_config(config, {} if data.is_dir() else {"stages": [stage]}, steps=steps, seed=seed)
+        files = {source.file for each in settings.stages for source in each.sources}
+        if not data.is_dir() and files != {data.name}:
+            raise PunaError(f"--data is one file, but {config} names {', '.join(sorted(files))}: give their folder")
     elif data.is_dir():
         raise PunaError(f"{data} is a folder: --config must say which of its files to train on")
     else:
-        stage: dict[str, Any] = {"sources": [{"file": data.name}]}
-        settings = checked_config({"stages": [stage], "steps": steps or 100, "seed": seed or 0}, "options")
+        steps = steps or 100
+        given = {"stages": [stage], "steps": steps, "seed": seed or 0, "save_every": min(200, max(1, steps // 10))}
+        settings = checked_config(given, "options")
     counter = TextColumn("{task.completed}/{task.total}")
+
+    def note(sentence: str) -> None:
+        console.print(sentence, markup=False, highlight=False, soft_wrap=True)
+
     columns = (TextColumn("{task.description}"), BarColumn(), counter, TimeRemainingColumn())
     with Progress(*columns, console=console) as bar:
         task = bar.add_task("training", total=settings.steps)
@@ -44,8 +53,8 @@ def train(
             speed, loss = f"{step.tokens_per_second:,.0f} tokens/s", f"loss {step.loss:.4f}"
             bar.update(task, completed=step.step, description=f"{loss}, {speed}")
             if step.heldout is not None:
-                console.print(f"step {step.step}: {loss}, {speed}, held-out {step.heldout:.4f} bits per byte")
+                note(f"step {step.step}: {loss}, {speed}, held-out {step.heldout:.4f} bits per byte")
 
         folder = data if data.is_dir() else data.parent
-        pretrain(base, settings, folder, out, resume=resume, report=show, note=console.print)
-    console.print(f"written to {out}")
+        pretrain(base, settings, folder, out, resume=resume, report=show, note=note)
+    note(f"written to {out}")

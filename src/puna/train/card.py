@@ -32,7 +32,7 @@ def write_card(out: Path, record: dict[str, Any]) -> None:
         rows = list(csv.DictReader(file))
     scored = [row["heldout_bpb"] for row in rows if row["heldout_bpb"]]
     card = CARD.format(
-        name=out.name,
+        name=out.resolve().name,
         parameters=record["parameters"],
         base=record["base"]["name"],
         steps=int(rows[-1]["step"]),

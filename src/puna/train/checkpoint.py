@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any, TextIO
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -17,26 +18,40 @@ class RunFolder:
     """The output folder of one run: lock, resumable state, metrics."""
 
     def __init__(self, path: Path, resume: bool) -> None:
-        path.mkdir(parents=True, exist_ok=True)
-        self.path = path
+        self.path, self.resume = path, resume
         self._lock = self._locked(path)
-        others = [p.name for p in path.iterdir() if p.name != ".lock"]
+        others = sorted(p.name for p in path.iterdir() if p.name != ".lock")
         if others and not resume:
+            self.close()
             raise PunaError(f"{path}: the folder is not empty ({others[0]}); add --resume to go on, or name another")
 
     @staticmethod
     def _locked(path: Path) -> TextIO:
-        lock = (path / ".lock").open("w")
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            lock = (path / ".lock").open("w")
+        except OSError as error:
+            raise PunaError(f"{path}: can't write into this folder: {error.strerror}; name another") from None
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not os.path.samestat(os.fstat(lock.fileno()), os.stat(path / ".lock")):
+                raise FileNotFoundError  # its owner removed it between our opening and locking it
         except OSError:
+            lock.close()
             raise PunaError(f"{path}: another run is using this folder; wait for it or name another") from None
         return lock
 
     def close(self) -> None:
         """Release the folder."""
+        (self.path / ".lock").unlink(missing_ok=True)  # while the lock is held, so that it is ours
         self._lock.close()
-        (self.path / ".lock").unlink(missing_ok=True)
+
+    def cut_metrics(self, step: int) -> None:
+        """Take out of metrics.csv what a killed run wrote after `step`, its last saved one."""
+        file = self.path / "metrics.csv"
+        header, *rows = file.read_bytes().splitlines(keepends=True) if file.exists() and step else [b""]
+        kept = {int(row.split(b",")[0]): row for row in rows if row.count(b",") == 6 and row.split(b",")[0].isdigit()}
+        file.write_bytes(header + b"".join(row for at, row in sorted(kept.items()) if at <= step))
 
     def save(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
         """Replace the saved state. A kill at any moment leaves the old state or the new one."""
@@ -62,5 +77,10 @@ class RunFolder:
         states = self.states()
         if not states:
             return None
-        facts: dict[str, Any] = json.loads((states[-1] / "facts.json").read_text())
-        return load_file(states[-1] / "optimizer.safetensors"), facts
+        try:
+            facts: dict[str, Any] = json.loads((states[-1] / "facts.json").read_text())
+            return load_file(states[-1] / "optimizer.safetensors"), facts
+        except (OSError, ValueError, SafetensorError) as error:
+            raise PunaError(
+                f"{states[-1]}: the saved state is damaged ({error}); begin anew in another folder"
+            ) from None

@@ -42,7 +42,7 @@ class TrainConfig(_Strict):
     warmup: float = Field(0.01, ge=0, lt=1)  # share of the steps
     decay: float = Field(0.5, ge=0, le=1)  # share of the steps, at the end, in which the rate falls linearly to zero
     balance: float = Field(0.01, ge=0)  # weight of the experts' load-balancing loss
-    seed: int = 0
+    seed: int = Field(0, ge=0)
     save_every: int = Field(200, gt=0)  # steps
     evaluate_every: int = Field(200, gt=0)  # steps
     heldout: str | None = None  # JSON lines with `text`, scored in bits per byte
@@ -54,23 +54,40 @@ class TrainConfig(_Strict):
         return min(1.0, (step + 1) / warm, (steps - step) / max(1, fall))
 
 
-def read_config(path: Path, **changes: Any) -> TrainConfig:
-    """Read a YAML file; `changes` that are not None replace its values. Raises PunaError naming file and field."""
+def read_config(path: Path, defaults: dict[str, Any] | None = None, **changes: Any) -> TrainConfig:
+    """Read a YAML file; `defaults` fill what it doesn't say, `changes` that are not None replace its values.
+
+    Raises PunaError naming file and field.
+    """
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except OSError as error:
-        raise PunaError(f"{path}: can't read the configuration: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise PunaError(f"{path}: not valid YAML: {error}") from None
+        raise PunaError(f"{path}: can't read the configuration: {error.strerror}; --config names a YAML file") from None
+    except UnicodeDecodeError as error:
+        raise PunaError(f"{path}: not UTF-8 at byte {error.start}; save the file as UTF-8") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{path}:{mark.line + 1}" if mark else str(path)
+        raise PunaError(f"{where}: not valid YAML: {getattr(error, 'problem', None) or error}; mend the line") from None
     if not isinstance(values, dict):
         raise PunaError(f"{path}: a configuration is a mapping of names to values, not {type(values).__name__}")
-    return checked_config({**values, **{k: v for k, v in changes.items() if v is not None}}, str(path))
+    given = {k: v for k, v in changes.items() if v is not None}
+    return checked_config({**(defaults or {}), **values, **given}, str(path))
 
 
 def checked_config(values: dict[str, Any], where: str) -> TrainConfig:
     """Validate raw values. Raises PunaError that names every wrong field."""
     try:
-        return TrainConfig(**values)
+        return TrainConfig.model_validate(values)
     except ValidationError as error:
-        problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {_problem(e)}" for e in error.errors())
         raise PunaError(f"{where}: {problems}") from None
+
+
+def _problem(found: Any) -> str:
+    """One of pydantic's findings, in the words of a user. The depth of a field tells what it belongs to."""
+    if found["type"] == "extra_forbidden":
+        owner = {1: TrainConfig, 3: Stage}.get(len(found["loc"]), Source)
+        return f"no such field; take it out, or use one of {', '.join(owner.model_fields)}"
+    words = str(found["msg"])
+    return words[:1].lower() + words[1:]

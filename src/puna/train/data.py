@@ -35,27 +35,29 @@ def documents(path: Path, tokenizer: Tokenizer) -> Iterator[tuple[list[int], lis
     except OSError as error:
         raise PunaError(f"{path}: can't read the data: {error.strerror}") from None
     except UnicodeDecodeError as error:
-        raise PunaError(f"{path}: not UTF-8 at byte {error.start}") from None
+        raise PunaError(f"{path}: not UTF-8 at byte {error.start}; save the file as UTF-8") from None
     texts: list[str] = []
     for number, line in enumerate(lines, 1):
         try:
             row = json.loads(line)
         except json.JSONDecodeError as error:
-            raise PunaError(f"{path}:{number}: not JSON: {error.msg} at column {error.colno}") from None
+            raise PunaError(f"{path}:{number}: not JSON: {error.msg}, column {error.colno}; mend the line") from None
+        except (RecursionError, ValueError) as error:
+            raise PunaError(f"{path}:{number}: JSON that can't be read: {error}; mend the line") from None
         if not isinstance(row, dict) or ("text" in row) == ("messages" in row):
-            raise PunaError(f"{path}:{number}: a row is an object with either `text` or `messages`")
+            raise PunaError(f"{path}:{number}: a row is an object with either `text` or `messages`; mend the line")
         if "messages" in row:
-            yield _chat(row["messages"], tokenizer, f"{path}:{number}")
+            yield _chat(row["messages"], row.get("tools"), tokenizer, f"{path}:{number}")
         elif isinstance(row["text"], str) and row["text"]:
             texts.append(row["text"])
         else:
-            raise PunaError(f"{path}:{number}: text: must be a string that is not empty")
+            raise PunaError(f"{path}:{number}: text: must be a string that is not empty; mend or delete the line")
     begin = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
     for ids in tokenizer.encode_batch(texts):
         yield [*begin, *ids], [True] * (len(begin) + len(ids))
 
 
-def _chat(messages: Any, tokenizer: Tokenizer, where: str) -> tuple[list[int], list[bool]]:
+def _chat(messages: Any, tools: Any, tokenizer: Tokenizer, where: str) -> tuple[list[int], list[bool]]:
     """A chat by the server's own rendering; loss on what the assistant says, up to and with its end of turn."""
     if not isinstance(messages, list) or not messages:
         raise PunaError(f"{where}: messages: must be a list that is not empty")
@@ -65,8 +67,10 @@ def _chat(messages: Any, tokenizer: Tokenizer, where: str) -> tuple[list[int], l
         for end, message in enumerate(messages, 1):
             if message.get("role") != "assistant":
                 continue
-            prompt = tokenizer.render(messages[: end - 1])
-            whole = tokenizer.render(messages[:end], add_generation_prompt=False)
+            if end == 1:
+                raise PunaError("messages[0].role: a chat to learn from begins with the user or the system")
+            prompt = tokenizer.render(messages[: end - 1], tools)
+            whole = tokenizer.render(messages[:end], tools, add_generation_prompt=False)
             if whole[: len(prompt)] != prompt or prompt[: len(ids)] != ids:
                 raise PunaError("the chat template does not only append; such a chat can't be trained on")
             counted += [False] * (len(prompt) - len(ids)) + [True] * (len(whole) - len(prompt))
@@ -76,7 +80,7 @@ def _chat(messages: Any, tokenizer: Tokenizer, where: str) -> tuple[list[int], l
     except (AttributeError, KeyError, TypeError):
         raise PunaError(f"{where}: messages: each is an object with `role` and `content`") from None
     if not any(counted):
-        raise PunaError(f"{where}: messages: no assistant message to learn from")
+        raise PunaError(f"{where}: messages: no assistant message to learn from; add one, or delete the line")
     return ids, counted
 
 
@@ -90,14 +94,20 @@ def make_rows(source: Source, length: int, folder: Path, tokenizer: Tokenizer) -
     pack = _pack_beginnings if source.documents else _pack_stream
     rows = pack(documents(path, tokenizer), length + 1, tokenizer.pad_id or 0)
     if not len(rows):
-        raise PunaError(f"{path}: too little text for one row of {length + 1} tokens; shorten the rows' length")
+        raise PunaError(f"{path}: no text to learn from")
     return rows
 
 
-def _pack_stream(texts: Iterator[tuple[list[int], list[bool]]], width: int, _pad: int) -> Rows:
-    """Documents follow each other without a gap, across rows; the last part of a row is left out."""
+def _pack_stream(texts: Iterator[tuple[list[int], list[bool]]], width: int, pad: int) -> Rows:
+    """Documents follow each other without a gap, across rows; the last part of a row is left out.
+
+    Text that is shorter than one row becomes one, filled up.
+    """
     pieces = [(np.array(ids, np.uint32), np.array([False, *counted[1:]])) for ids, counted in texts]
     total = sum(len(ids) for ids, _ in pieces)
+    if 1 < total < width:
+        pieces.append((np.full(width - total, pad, np.uint32), np.zeros(width - total, np.bool_)))
+        total = width
     count = total // width
     used = count * width
     tokens = np.concatenate([ids for ids, _ in pieces] or [np.zeros(0, np.uint32)])[:used]
@@ -136,7 +146,7 @@ class StageData:
         random = np.random.default_rng(seed)
         picks = []
         for index, (rows, count) in enumerate(zip(self.sources, counts, strict=True)):
-            epochs = [random.permutation(len(rows)) for _ in range(-(-count // len(rows)))]
+            epochs = [random.permutation(len(rows)) for _ in range(max(1, -(-count // len(rows))))]
             chosen = np.concatenate(epochs)[:count]
             picks.append(np.stack((np.full(count, index), chosen), 1))
         self.order = random.permutation(np.concatenate(picks))[:needed]

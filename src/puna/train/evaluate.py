@@ -16,16 +16,18 @@ def read_texts(path: Path) -> list[str]:
     """The `text` of each line of a JSON-lines file. Raises PunaError naming file and line."""
     try:
         lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise PunaError(f"{path}: can't read the held-out texts: {error}") from None
+    except OSError as error:
+        raise PunaError(f"{path}: can't read the held-out texts: {error.strerror}; mend `heldout`") from None
+    except UnicodeDecodeError as error:
+        raise PunaError(f"{path}: not UTF-8 at byte {error.start}; save the file as UTF-8") from None
     texts = []
     for number, line in enumerate(lines, 1):
         try:
             text = json.loads(line)["text"]
-        except (json.JSONDecodeError, KeyError, TypeError):
-            raise PunaError(f"{path}:{number}: text: each line is an object with `text`") from None
+        except (ValueError, KeyError, TypeError, RecursionError):
+            raise PunaError(f"{path}:{number}: text: each line is an object with `text`; mend the line") from None
         if not isinstance(text, str) or not text:
-            raise PunaError(f"{path}:{number}: text: must be a string that is not empty")
+            raise PunaError(f"{path}:{number}: text: must be a string that is not empty; mend or delete the line")
         texts.append(text)
     return texts
 
@@ -40,7 +42,7 @@ def bits_per_byte(model: Decoder, tokenizer: Tokenizer, texts: list[str]) -> tup
         row = torch.tensor([*begin, *ids], device=model.device)
         states = model.hidden(row[None, :-1])[0]
         bits.append(linear_cross_entropy(states, model.head_weight, row[1:]).item() / math.log(2))
-        sizes.append(len(text.encode()))
+        sizes.append(len(text.encode("utf-8", "replace")))  # a lone surrogate has no UTF-8
     mean = sum(bits) / sum(sizes)
     residuals = [b - mean * n for b, n in zip(bits, sizes, strict=True)]
     error = math.sqrt(sum(r * r for r in residuals)) / sum(sizes)

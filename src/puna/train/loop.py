@@ -92,13 +92,19 @@ def run(
     watch = RouterWatch(model)
     first, tokens = 0, 0
     if saved := folder.load():
+        if _shapes(saved[0]) != _shapes(optimizer.state_dict()):
+            raise PunaError(f"{folder.path}: the saved state is of a model of another shape; resume with the same base")
         optimizer.load_state_dict(saved[0], steps=saved[1]["step"])
         first, tokens = saved[1]["step"], saved[1]["tokens"]
-    note(f"resumed at step {first}" if saved else "started at step 0")
+    if folder.resume or saved:
+        note(f"resumed at step {first}" + ("" if saved else ": nothing is saved in the folder yet"))
+    else:
+        note("started at step 0")
+    folder.cut_metrics(first)
     model.train()
     with (folder.path / "metrics.csv").open("a", newline="") as file:
         metrics = csv.writer(file)
-        if not saved:
+        if not first:
             metrics.writerow(["step", "loss", "rate", "tokens", "tokens_per_second", "expert_imbalance", "heldout_bpb"])
         for step in range(first, config.steps):
             begun = time.perf_counter()
@@ -124,6 +130,10 @@ def run(
             if done % config.save_every == 0 or done == config.steps:
                 file.flush()
                 folder.save(optimizer.state_dict(), {"step": done, "tokens": tokens})
+
+
+def _shapes(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Size]:
+    return {name: tensor.shape for name, tensor in tensors.items()}
 
 
 def _accumulate(

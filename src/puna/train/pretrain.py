@@ -13,7 +13,8 @@ from typing import Any
 import torch
 
 from puna.checkpoint.hf_config import read_config
-from puna.checkpoint.source import load, save
+from puna.checkpoint.hub import resolve
+from puna.checkpoint.source import GenerationDefaults, load, save
 from puna.errors import PunaError
 from puna.model import Decoder
 from puna.text.tokenizer import Tokenizer, load_tokenizer
@@ -37,22 +38,27 @@ def pretrain(
 ) -> None:
     """Train `base` by `config` on files in `data`; `out` ends with safetensors, tokenizer, card, lineage and curves.
 
-    `base` is a checkpoint, or a folder with config.json and a tokenizer and no weights (then training begins from
-    scratch). Weights and activations are bfloat16 over float32 master weights. A run that is killed goes on from its
-    last saved step with `resume`. Raises PunaError for anything wrong with base, data or folder before the first step.
+    `base` is a checkpoint (a bundled name or hub id too), or a folder with config.json and a tokenizer and no weights
+    (then training begins from scratch). Weights and activations are bfloat16 over float32 master weights. A run that is
+    killed goes on from its last saved step with `resume`. Raises PunaError for anything wrong with base, data or folder
+    before the first step.
     """
     for source in (source for stage in config.stages for source in stage.sources):
         if not (data / source.file).is_file():
-            raise PunaError(f"{data / source.file}: no such data file")
+            raise PunaError(
+                f"{data / source.file}: no such data file; --data names one, or the folder of those in --config"
+            )
     torch.set_flush_denormal(True)  # softmax over a vocabulary is full of them, and they are slow
-    model, tokenizer = _base(base, config.seed)
+    name = base.name if base.exists() else str(base)
+    base = resolve(base)
+    model, tokenizer, generation = _base(base, config.seed)
     folder = RunFolder(out, resume)
     try:
         begun = time.time()
         run(model, tokenizer, config, data, folder, report, note)
         model.eval()
-        _finish(model, tokenizer, out)
-        record = _lineage(base, config, data, model, time.time() - begun)
+        _finish(model, tokenizer, generation, out)
+        record = _lineage(name, base, config, data, model, time.time() - begun)
         (out / "lineage.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
         write_card(out, record)
         draw_curves(out / "metrics.csv", out / "curves.png")
@@ -60,15 +66,14 @@ def pretrain(
         folder.close()
 
 
-def _base(base: Path, seed: int) -> tuple[Decoder, Tokenizer]:
-    if not base.exists():
-        raise PunaError(f"{base}: no such checkpoint or folder")
+def _base(base: Path, seed: int) -> tuple[Decoder, Tokenizer, GenerationDefaults | None]:
+    generation = None
     names = [p.name for p in base.iterdir()] if base.is_dir() else [base.name]
     if any(name.endswith((".safetensors", ".gguf", ".pth", ".bin")) for name in names):
         loaded = load(base, dtype=torch.bfloat16)
-        model, tokenizer = loaded.model, loaded.tokenizer
+        model, tokenizer, generation = loaded.model, loaded.tokenizer, loaded.generation
     elif "config.json" in names:
-        model = Decoder(read_config(base))
+        model = Decoder(read_config(base / "config.json"))
         initialise(model, seed)
         model, tokenizer = model.to(torch.bfloat16), load_tokenizer(base)
     else:
@@ -78,22 +83,22 @@ def _base(base: Path, seed: int) -> tuple[Decoder, Tokenizer]:
     if tokenizer.vocab_size > model.config.vocab_size:
         sizes = f"{tokenizer.vocab_size} ids, the model's vocabulary only {model.config.vocab_size}"
         raise PunaError(f"{base}: the tokenizer has {sizes}")
-    return model.requires_grad_(True), tokenizer
+    return model.requires_grad_(True), tokenizer, generation
 
 
-def _finish(model: Decoder, tokenizer: Tokenizer, out: Path) -> None:
+def _finish(model: Decoder, tokenizer: Tokenizer, generation: GenerationDefaults | None, out: Path) -> None:
     new = out / ".finished"
     shutil.rmtree(new, ignore_errors=True)
-    save(model, model.config, tokenizer, new)
+    save(model, model.config, tokenizer, new, generation=generation)
     for file in new.iterdir():
         os.replace(file, out / file.name)
     new.rmdir()
 
 
-def _lineage(base: Path, config: TrainConfig, data: Path, model: Decoder, seconds: float) -> dict[str, Any]:
+def _lineage(name: str, base: Path, config: TrainConfig, data: Path, model: Decoder, seconds: float) -> dict[str, Any]:
     files = sorted({data / source.file for stage in config.stages for source in stage.sources})
     return {
-        "base": {"name": base.name, "files": _hashes(sorted(p for p in ([base] if base.is_file() else base.iterdir())
+        "base": {"name": name, "files": _hashes(sorted(p for p in ([base] if base.is_file() else base.iterdir())
                                                             if p.is_file() and not p.name.startswith(".")))},
         "data": _hashes(files),
         "method": config.model_dump(),
