@@ -319,6 +319,8 @@ def test_saving_is_all_or_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         save(model, model.config, None, tmp_path / "new", format="onnx")
 
     class Broken:
+        eos_ids = ()
+
         def save(self, folder: Path) -> None:
             assert (folder / "model.safetensors").is_file()
             raise KeyboardInterrupt

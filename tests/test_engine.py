@@ -1,12 +1,15 @@
 """The engine on tiny random models: its loop against the plain forward pass."""
 
+import json
 import threading
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
-from puna.engine import ContextLengthError, Inputs, Model, Sampling
+from puna.engine import ContextLengthError, Inputs, Model, Sampling, load
 from puna.engine import generate as loop
 from puna.errors import PunaError
 from puna.family.config import AttentionTemperature, ModelConfig
@@ -349,3 +352,33 @@ def test_control_tokens_around_a_call_reach_the_parser_but_no_reader(talker: Mod
 def test_defaults_of_a_checkpoint_are_used() -> None:
     model = Model(tiny_decoder(tiny_config()), defaults=Sampling(temperature=0))
     assert model.generate([3], max_tokens=5) == model.generate([3], max_tokens=5, temperature=0)
+
+
+@pytest.mark.parametrize("file", ["folder", "model.gguf"])
+def test_a_saved_model_samples_and_stops_as_before(file: str, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    config = tiny_config(vocab_size=tokenizer.vocab_size, eos_token_ids=tokenizer.eos_ids[:1])
+    Model(tiny_decoder(config), tokenizer).save(tmp_path / "first")
+    settings = tmp_path / "first" / "generation_config.json"
+    assert json.loads(settings.read_text())["eos_token_id"] == list(tokenizer.eos_ids)
+    settings.write_text(json.dumps({"temperature": 0.75, "top_p": 0.5, "top_k": 7, "eos_token_id": tokenizer.eos_ids}))
+    model = load(tmp_path / "first")
+    model.save(tmp_path / file, format="gguf" if file.endswith("gguf") else "safetensors")
+    again = load(tmp_path / file)
+    assert again.stop_ids == model.stop_ids == set(tokenizer.eos_ids)
+    assert again.defaults == model.defaults == Sampling(temperature=0.75, top_p=0.5, top_k=7)
+
+
+def test_ids_of_numpy_and_torch_are_ids(model: Model) -> None:
+    expected = model.logits([3, 4])
+    for ids in (list(np.array([3, 4])), list(torch.tensor([3, 4])), np.array([3, 4], dtype=np.int32)):
+        assert torch.equal(model.logits(ids), expected)
+    for wrong in ([True], [1.0], [torch.tensor(0.5)], [[3, 4]], ["3"]):
+        with pytest.raises(PunaError, match="whole numbers; at place 0"):
+            model.logits(wrong)
+
+
+def test_logprobs_may_be_a_switch(model: Model) -> None:
+    assert model.generate([5], max_tokens=1, logprobs=False).logprobs is None
+    entries = model.generate([5], max_tokens=2, logprobs=True).logprobs
+    assert entries is not None
+    assert [entry.top for entry in entries] == [(), ()]

@@ -43,7 +43,7 @@ def write_safetensors(
     fields = write_config(config, stored)
     with _new_folder(path) as folder:
         _write_json(folder / "config.json", fields)
-        _write_json(folder / "generation_config.json", _generation(config, generation))
+        _write_json(folder / "generation_config.json", _generation(config, tokenizer, generation))
         _write_shards(folder, weights, dtype, max_shard_bytes)
         if tokenizer is not None:
             tokenizer.save(folder)
@@ -84,9 +84,13 @@ def _umask() -> int:
     return mask
 
 
-def _generation(config: ModelConfig, generation: GenerationDefaults | None) -> dict[str, Any]:
+def _generation(
+    config: ModelConfig, tokenizer: Tokenizer | None, generation: GenerationDefaults | None
+) -> dict[str, Any]:
     chosen = generation or GenerationDefaults()
-    eos = chosen.eos_token_ids or config.eos_token_ids
+    # readers take this list for the whole stop set, so what only the tokenizer knows must stand in it too
+    of_tokenizer = tokenizer.eos_ids if tokenizer else ()
+    eos = tuple(dict.fromkeys((*(chosen.eos_token_ids or config.eos_token_ids), *of_tokenizer)))
     fields = {
         "bos_token_id": config.bos_token_id,
         "eos_token_id": eos[0] if len(eos) == 1 else list(eos) or None,

@@ -2,8 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from operator import index
 from pathlib import Path
-from typing import Any, Literal, Unpack
+from typing import TYPE_CHECKING, Any, Literal, Unpack
 
 import torch
 from torch import Tensor
@@ -17,10 +18,13 @@ from puna.family.config import ModelConfig
 from puna.model import Decoder
 from puna.text.tokenizer import Tokenizer
 
+if TYPE_CHECKING:
+    from puna.checkpoint import GenerationDefaults
+
 Message = Mapping[str, Any]
 Prompt = str | Sequence[Message] | Inputs | Sequence[int] | Tensor
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 
 
 def load(
@@ -53,7 +57,8 @@ def load(
     loaded = load_checkpoint(resolve(str(name_or_path)), device=str(target), dtype=wanted)
     given = loaded.generation
     defaults = Sampling().with_options({"temperature": given.temperature, "top_p": given.top_p, "top_k": given.top_k})
-    return Model(loaded.model, loaded.tokenizer, defaults=defaults, stop_ids=given.eos_token_ids, context=context)
+    return Model(loaded.model, loaded.tokenizer, defaults=defaults, stop_ids=given.eos_token_ids, context=context,
+                 generation=given)  # fmt: skip
 
 
 def _device(device: str | torch.device) -> torch.device:
@@ -87,8 +92,10 @@ class Model:
         defaults: Sampling | None = None,
         stop_ids: Sequence[int] = (),
         context: int | None = None,
+        generation: "GenerationDefaults | None" = None,
     ) -> None:
         self.decoder = decoder.eval()
+        self._generation = generation  # what the checkpoint said, to be saved with it
         self.tokenizer = tokenizer
         self.defaults = defaults or Sampling()
         own = decoder.config.context_length
@@ -172,7 +179,7 @@ class Model:
         """Write a checkpoint: a folder that transformers loads, or a GGUF file that llama.cpp loads."""
         from puna.checkpoint import save
 
-        save(self.decoder, self.config, self.tokenizer, Path(path), format=format)
+        save(self.decoder, self.config, self.tokenizer, Path(path), format=format, generation=self._generation)
 
     @cached_property
     def _vocabulary(self) -> Vocabulary:
@@ -208,14 +215,20 @@ class Model:
         if not given:
             raise PunaError("the prompt is empty: it needs at least one token")
         size = self.config.vocab_size
+        ids: list[int] = []
         for at, id in enumerate(given):
-            if isinstance(id, bool) or not isinstance(id, int):
+            try:
+                whole = None if isinstance(id, bool) else index(id)  # numpy's integers too
+            except TypeError:
+                whole = None
+            if whole is None:
                 raise PunaError(f"token ids must be whole numbers; at place {at} stands {id!r:.80}")
-            if not 0 <= id < size:
+            ids.append(whole)
+            if not 0 <= whole < size:
                 raise PunaError(f"token id {id} at place {at} is outside this model's vocabulary (0 to {size - 1})")
-        if len(given) > self.context_length:
-            raise ContextLengthError(len(given), self.context_length)
-        return list(given)
+        if len(ids) > self.context_length:
+            raise ContextLengthError(len(ids), self.context_length)
+        return ids
 
 
 def _is_chat(prompt: Any) -> bool:

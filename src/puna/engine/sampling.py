@@ -27,7 +27,7 @@ class Options(TypedDict, total=False):
     logit_bias: Mapping[int, float] | None
     seed: int | None
     stop: str | Sequence[str] | None
-    logprobs: int | None
+    logprobs: int | bool | None
     ignore_eos: bool | None
     schema: Mapping[str, Any] | None
     tools: Sequence[Mapping[str, Any]] | None
@@ -44,7 +44,8 @@ class Sampling:
     presence_penalty, frequency_penalty: subtracted once, or per occurrence, for tokens of the answer (OpenAI's API).
     logit_bias: token id -> added logit. seed: same seed, same answer; None draws a fresh one.
     max_tokens: None means whatever the context still holds. stop: strings that end the answer and are not shown.
-    logprobs: report log-probabilities with this many alternatives (0: the chosen token only); None reports none.
+    logprobs: report log-probabilities with this many alternatives (0: the chosen token only); None reports none. As an
+        option also True (0) and False (None).
     ignore_eos: go on past the model's end-of-answer tokens.
     """
 
@@ -90,6 +91,8 @@ class Sampling:
         if unknown:
             raise TypeError(f"unknown generation option {unknown[0]!r}; known: {', '.join(sorted(known))}")
         given = {name: value for name, value in options.items() if value is not None}
+        if isinstance(given.get("logprobs"), bool):
+            given["logprobs"] = 0 if given["logprobs"] else None
         if "stop" in given:
             stop = given["stop"]
             if not isinstance(stop, str | Sequence):
