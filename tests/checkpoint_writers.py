@@ -16,7 +16,6 @@ from puna.family.config import ModelConfig
 from puna.model import Decoder
 
 _LLAMA = {
-    "self_attn.v_proj": ("attention.wv", 0),
     "self_attn.o_proj": ("attention.wo", 1),
     "feed_forward.gate_proj": ("feed_forward.w1", 0),
     "feed_forward.down_proj": ("feed_forward.w2", 1),
@@ -78,6 +77,11 @@ def write_meta(folder: Path, model: Decoder, ranks: int, nested: bool = False) -
         for rank, part in enumerate(tensor.chunk(ranks, dim) if dim is not None else [tensor] * ranks):
             shards[rank][name] = part.clone()
 
+    def copied(tensor: Tensor) -> Tensor:
+        """Where ranks outnumber the key/value heads, neighbouring ranks hold the same head."""
+        heads = tensor.unflatten(0, (config.num_kv_heads, -1))
+        return heads.repeat_interleave(max(1, ranks // config.num_kv_heads), 0).flatten(0, 1)
+
     old = config.architecture == "llama" and config.rope_scaling is None
     put("tok_embeddings.weight", state["embed_tokens.weight"], 1 if old else 0)
     put("norm.weight", state["norm.weight"], None)
@@ -90,11 +94,12 @@ def write_meta(folder: Path, model: Decoder, ranks: int, nested: bool = False) -
             put(f"{at}attention_norm.weight", layer["input_layernorm.weight"], None)
             put(f"{at}ffn_norm.weight", layer["post_attention_layernorm.weight"], None)
             put(f"{at}attention.wq.weight", pairs(q, config.num_heads), 0)
-            put(f"{at}attention.wk.weight", pairs(k, config.num_kv_heads), 0)
+            put(f"{at}attention.wk.weight", copied(pairs(k, config.num_kv_heads)), 0)
+            put(f"{at}attention.wv.weight", copied(v), 0)
             for name, (meta, dim) in _LLAMA.items():
                 put(f"{at}{meta}.weight", layer[f"{name}.weight"], dim)
             continue
-        for rank, parts in enumerate(zip(*(w.chunk(ranks, 0) for w in (q, k, v)), strict=True)):
+        for rank, parts in enumerate(zip(*(w.chunk(ranks, 0) for w in (q, copied(k), copied(v))), strict=True)):
             shards[rank][f"{at}attention.wqkv.weight"] = torch.cat(parts)
         for name, (meta, dim) in _LLAMA4.items():
             if name in layer:

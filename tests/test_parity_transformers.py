@@ -127,6 +127,16 @@ def test_meta_shards(kind: str, ranks: int, tmp_path: Path) -> None:
         assert any("output.weight" in note for note in loaded.notes)
 
 
+@pytest.mark.parametrize("kv_heads", [1, 2])
+@pytest.mark.parametrize("kind", ["llama2", "scout"])
+def test_meta_ranks_that_share_a_key_value_head(kind: str, kv_heads: int, tmp_path: Path) -> None:
+    model = tiny.decoder(tiny.CONFIGS[kind].with_(num_kv_heads=kv_heads, rope_scaling=None))
+    write_meta(tmp_path, model, ranks=4)
+    loaded = read(tmp_path)
+    assert loaded.config == model.config
+    assert torch.equal(logits(loaded.model), logits(model))
+
+
 @pytest.mark.parametrize("tied", [True, False])
 def test_llama2c(tied: bool, tmp_path: Path) -> None:
     model = tiny.decoder(tiny.CONFIGS["llama2"].with_(tie_word_embeddings=tied, num_kv_heads=2))

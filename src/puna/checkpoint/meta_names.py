@@ -39,8 +39,22 @@ def halves(weight: Tensor, heads: int) -> Tensor:
     return weight.unflatten(0, (heads, -1, 2)).transpose(1, 2).reshape(weight.shape)
 
 
-def _rotary(parts: Parts, heads: int) -> Tensor:
-    return halves(joined(parts, 0), heads)
+def _distinct(parts: Parts, rows: int) -> Parts:
+    """One copy of each key/value head: where ranks outnumber these heads, neighbouring ranks hold the same one."""
+    copies = sum(part.shape[0] for part in parts) // rows
+    return parts[::copies] if copies > 1 and len(parts) % copies == 0 else parts
+
+
+def _query(parts: Parts, config: ModelConfig) -> Tensor:
+    return halves(joined(parts, 0), config.num_heads)
+
+
+def _key(parts: Parts, config: ModelConfig) -> Tensor:
+    return halves(_value(parts, config), config.num_kv_heads)
+
+
+def _value(parts: Parts, config: ModelConfig) -> Tensor:
+    return joined(_distinct(parts, config.num_kv_heads * config.head_dim), 0)
 
 
 def _embedding(parts: Parts, width: int) -> Tensor:
@@ -55,8 +69,10 @@ def _half(parts: Parts, half: int) -> Tensor:
 
 def _qkv(parts: Parts, config: ModelConfig, index: int) -> Tensor:
     """q, k or v of the fused projection: each rank holds [q; k; v] of its own heads."""
-    sizes = [heads * config.head_dim // len(parts) for heads in (config.num_heads, *2 * (config.num_kv_heads,))]
-    return joined([part.split(sizes, 0)[index] for part in parts], 0)
+    queries = config.num_heads * config.head_dim // len(parts)
+    keys = (parts[0].shape[0] - queries) // 2
+    chosen = [part.split((queries, keys, keys), 0)[index] for part in parts]
+    return _value(chosen, config) if index else joined(chosen, 0)
 
 
 def _experts_in(gates: Parts, ups: Parts, experts: int) -> Tensor:
@@ -97,9 +113,9 @@ _Layer = dict[str, tuple[str | tuple[str, ...], Callable[..., Tensor]]]
 def _llama_layer(config: ModelConfig) -> _Layer:
     return {
         "input_layernorm.weight": ("attention_norm.weight", same),
-        "self_attn.q_proj.weight": ("attention.wq.weight", partial(_rotary, heads=config.num_heads)),
-        "self_attn.k_proj.weight": ("attention.wk.weight", partial(_rotary, heads=config.num_kv_heads)),
-        "self_attn.v_proj.weight": ("attention.wv.weight", _ROWS),
+        "self_attn.q_proj.weight": ("attention.wq.weight", partial(_query, config=config)),
+        "self_attn.k_proj.weight": ("attention.wk.weight", partial(_key, config=config)),
+        "self_attn.v_proj.weight": ("attention.wv.weight", partial(_value, config=config)),
         "self_attn.o_proj.weight": ("attention.wo.weight", _COLUMNS),
         "post_attention_layernorm.weight": ("ffn_norm.weight", same),
         "feed_forward.gate_proj.weight": ("feed_forward.w1.weight", _ROWS),
