@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from puna.family.config import ModelConfig
 from puna.model.cache import LayerCache
+from puna.model.linear import Linear
 from puna.model.norm import rms_normalise
 from puna.model.rope import rotate_adjacent, rotate_halves
 
@@ -26,10 +27,10 @@ class Attention(nn.Module):
         self.qk_norm_eps = config.rms_norm_eps if config.qk_norm and self.uses_rope else None
         self.temperature = None if self.uses_rope else config.attention_temperature
         width, kv_width = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
-        self.q_proj = nn.Linear(config.hidden_size, width, bias=False)
-        self.k_proj = nn.Linear(config.hidden_size, kv_width, bias=False)
-        self.v_proj = nn.Linear(config.hidden_size, kv_width, bias=False)
-        self.o_proj = nn.Linear(width, config.hidden_size, bias=False)
+        self.q_proj = Linear(config.hidden_size, width)
+        self.k_proj = Linear(config.hidden_size, kv_width)
+        self.v_proj = Linear(config.hidden_size, kv_width)
+        self.o_proj = Linear(width, config.hidden_size)
 
     def forward(
         self, x_BSD: Tensor, positions_S: Tensor, rotation: tuple[Tensor, Tensor], cache: LayerCache | None

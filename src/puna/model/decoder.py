@@ -12,6 +12,7 @@ from puna.family.config import ModelConfig
 from puna.model.attention import Attention
 from puna.model.cache import Cache, LayerCache
 from puna.model.feedforward import FeedForward, MixtureOfExperts
+from puna.model.linear import Embedding, Linear
 from puna.model.norm import RMSNorm
 from puna.model.rope import inverse_frequencies, rotation
 
@@ -43,12 +44,10 @@ class Decoder(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.embed_tokens = Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(Block(config, i) for i in range(config.num_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.lm_head = (
-            None if config.tie_word_embeddings else nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-        )
+        self.lm_head = None if config.tie_word_embeddings else Linear(config.hidden_size, config.vocab_size)
         self._frequencies: Tensor | None = None
 
     @property

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from puna.family.config import ModelConfig
+from puna.model.linear import Linear
 
 
 class FeedForward(nn.Module):
@@ -15,9 +16,9 @@ class FeedForward(nn.Module):
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
-        self.gate_proj = nn.Linear(width, hidden, bias=False)
-        self.up_proj = nn.Linear(width, hidden, bias=False)
-        self.down_proj = nn.Linear(hidden, width, bias=False)
+        self.gate_proj = Linear(width, hidden)
+        self.up_proj = Linear(width, hidden)
+        self.down_proj = Linear(hidden, width)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
@@ -57,7 +58,7 @@ class MixtureOfExperts(nn.Module):
         super().__init__()
         self.top_k = config.num_experts_per_token
         self.num_experts = config.num_experts
-        self.router = nn.Linear(config.hidden_size, config.num_experts, bias=False)
+        self.router = Linear(config.hidden_size, config.num_experts)
         self.experts = Experts(config.num_experts, config.hidden_size, config.expert_intermediate_size)
         self.shared_expert = FeedForward(config.hidden_size, config.expert_intermediate_size)
 
