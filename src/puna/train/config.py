@@ -87,7 +87,8 @@ def checked_config(values: dict[str, Any], where: str) -> TrainConfig:
 def _problem(found: Any) -> str:
     """One of pydantic's findings, in the words of a user. The depth of a field tells what it belongs to."""
     if found["type"] == "extra_forbidden":
-        owner = {1: TrainConfig, 3: Stage}.get(len(found["loc"]), Source)
+        owners: dict[int, type[_Strict]] = {1: TrainConfig, 3: Stage}
+        owner = owners.get(len(found["loc"]), Source)
         return f"no such field; take it out, or use one of {', '.join(owner.model_fields)}"
     words = str(found["msg"])
     return words[:1].lower() + words[1:]
