@@ -45,7 +45,10 @@ def edit_json(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
     [
         (lambda c: c.pop("hidden_size"), ["hidden_size is missing"]),
         (lambda c: c.update(num_hidden_layers="two"), ["num_hidden_layers must be an integer"]),
-        (lambda c: c.update(num_hidden_layers=0), ["impossible", "num_layers"]),
+        (lambda c: c.update(num_hidden_layers=0), ["num_hidden_layers must be a number of layers"]),
+        (lambda c: c.update(num_hidden_layers=10**9), ["num_hidden_layers must be a number of layers"]),
+        (lambda c: c.update(num_hidden_layers=90_000), ["90000 layers"]),
+        (lambda c: c.update(vocab_size=2**39, hidden_size=2**39, head_dim=8), ["impossible model"]),
         (lambda c: c.update(num_key_value_heads=3), ["impossible", "num_kv_heads"]),
         (lambda c: c.update(rms_norm_eps=[]), ["rms_norm_eps must be a number"]),
         (lambda c: c.update(architectures=["MistralForCausalLM"]), ["MistralForCausalLM", "Supported"]),

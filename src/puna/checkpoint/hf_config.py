@@ -46,7 +46,9 @@ def read_config(path: Path) -> ModelConfig:
     try:
         return _llama(fields) if architecture == "LlamaForCausalLM" else _llama4(fields, top)
     except ValueError as error:
-        raise PunaError(f"{path} describes an impossible model: {error}.") from None
+        raise PunaError(
+            f"{path} describes an impossible model: {error}. Mend it, or fetch the file again."
+        ) from None
 
 
 def _architecture(top: Fields) -> str:
@@ -58,7 +60,10 @@ def _architecture(top: Fields) -> str:
     if name == "MllamaForConditionalGeneration":
         raise PunaError(f"{top.path}: Llama 3.2 Vision is not supported yet. Load a text model or Llama 4.")
     if name not in _SUPPORTED:
-        raise PunaError(f"{top.path}: architecture {name!r} is not of this family. Supported: {', '.join(_SUPPORTED)}.")
+        raise PunaError(
+            f"{top.path}: architecture {name!r} is not of this family. Choose another checkpoint. "
+            f"Supported: {', '.join(_SUPPORTED)}."
+        )
     return str(name)
 
 
@@ -72,7 +77,7 @@ def _common(fields: Fields, theta: float, eps: float) -> dict[str, Any]:
     return {
         "vocab_size": fields.integer("vocab_size"),
         "hidden_size": fields.integer("hidden_size"),
-        "num_layers": fields.integer("num_hidden_layers"),
+        "num_layers": fields.layers("num_hidden_layers"),
         "num_heads": fields.integer("num_attention_heads"),
         "context_length": fields.integer("max_position_embeddings"),
         "rms_norm_eps": fields.number("rms_norm_eps", eps),

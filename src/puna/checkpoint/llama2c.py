@@ -34,13 +34,13 @@ class Llama2cSource:
         with path.open("rb") as file:
             raw = file.read(_HEADER.size)
         if len(raw) < _HEADER.size:
-            raise PunaError(f"{path} is truncated: {size} bytes are too few for a llama2.c checkpoint.")
+            raise PunaError(f"{path} is truncated: {size} bytes are too few for a llama2.c checkpoint. Fetch it again.")
         if struct.unpack("<I", raw[:4])[0] == _VERSIONED:
             raise PunaError(
                 f"{path} is a llama2.c checkpoint of version 1 or 2; only version 0 is read. Export it anew."
             )
         dim, hidden, layers, heads, kv_heads, vocabulary, context = _HEADER.unpack(raw)
-        if min(dim, hidden, layers, heads, kv_heads, context, abs(vocabulary)) < 1 or dim % heads:
+        if min(dim, hidden, layers, heads, kv_heads, context, abs(vocabulary)) < 1 or dim % heads or layers > size:
             raise PunaError(f"{path} is no llama2.c checkpoint: its header reads {_HEADER.unpack(raw)}.")
         try:
             self.config = ModelConfig(
@@ -96,7 +96,7 @@ class Llama2cSource:
             take("lm_head.weight", c.vocab_size, c.hidden_size)
         if size != at:
             state = "truncated" if size < at else "no llama2.c checkpoint, or has data after its end"
-            raise PunaError(f"{self.path} is {state}: its header asks for {at} bytes, it has {size}.")
+            raise PunaError(f"{self.path} is {state}: its header asks for {at} bytes, it has {size}. Fetch it again.")
         return places
 
     def tokenizer(self) -> Tokenizer | None:

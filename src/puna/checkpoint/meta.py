@@ -37,10 +37,11 @@ class _Shard:
             state = torch.load(self.path, map_location="cpu", weights_only=True, mmap=True)
         except pickle.UnpicklingError:
             raise PunaError(
-                f"{self.path} holds more than weights, or is damaged. It was not opened: such files can run code."
+                f"{self.path} holds more than weights, or is damaged. It was not opened: such files can run code. "
+                "Fetch it again from where you trust it, or use a safetensors release."
             ) from None
-        except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
+        except Exception as error:  # a damaged pickle fails in any way
+            reason = (str(error).splitlines() or [type(error).__name__])[0].partition(". ")[0]
             raise PunaError(f"{self.path} is truncated or no torch file ({reason}). Download it again.") from None
         if not isinstance(state, dict):
             raise PunaError(f"{self.path} holds a {type(state).__name__} where a dict of tensors is expected.")

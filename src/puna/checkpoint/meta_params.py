@@ -30,7 +30,9 @@ def read_params(path: Path, shapes: Mapping[str, tuple[int, ...]], ranks: int) -
     try:
         return (_llama4 if fused or any(k in fields for k in _LLAMA4_KEYS) else _llama)(fields, shapes, ranks)
     except ValueError as error:
-        raise PunaError(f"{path} describes an impossible model: {error}.") from None
+        raise PunaError(
+            f"{path} describes an impossible model: {error}. Mend it, or fetch the file again."
+        ) from None
 
 
 def feed_forward_width(width: int, multiplier: float | None, multiple_of: int, divisor: float = 1) -> int:
@@ -81,7 +83,7 @@ def _llama(fields: Fields, shapes: Mapping[str, tuple[int, ...]], ranks: int) ->
         architecture="llama",
         vocab_size=vocabulary,
         hidden_size=dim,
-        num_layers=fields.integer("n_layers"),
+        num_layers=fields.layers("n_layers"),
         num_heads=heads,
         num_kv_heads=kv_heads,
         head_dim=dim // heads,
@@ -95,7 +97,7 @@ def _llama(fields: Fields, shapes: Mapping[str, tuple[int, ...]], ranks: int) ->
 
 
 def _llama4(fields: Fields, shapes: Mapping[str, tuple[int, ...]], ranks: int) -> ModelConfig:
-    dim, layers = fields.integer("dim"), fields.integer("n_layers")
+    dim, layers = fields.integer("dim"), fields.layers("n_layers")
     heads, kv_heads = _heads(fields, dim)
     moe = fields.section("moe_args")
     moe_layers: tuple[int, ...] = ()

@@ -99,7 +99,8 @@ class SafetensorsFile:
         entry = self.entries[name]
         if entry.dtype not in DTYPES:
             raise PunaError(
-                f"{self.path}, tensor {name}: dtype {entry.dtype} is not supported (only {', '.join(DTYPES)})."
+                f"{self.path}, tensor {name}: dtype {entry.dtype} is not supported. "
+                f"Save it as one of {', '.join(DTYPES)}."
             )
         tensor = torch.empty(entry.shape, dtype=DTYPES[entry.dtype])
         buffer = tensor.view(-1).view(torch.uint8).numpy().data

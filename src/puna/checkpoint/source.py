@@ -6,6 +6,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from puna.errors import PunaError
 from puna.family.config import ModelConfig
@@ -140,7 +141,8 @@ def _open_folder(folder: Path) -> Source:
     if files:
         raise PunaError(f"{folder} holds {len(files)} checkpoints ({files[0].name}, {files[1].name}, ...). Name one.")
     raise PunaError(
-        f"{folder} holds no checkpoint: no .safetensors, no consolidated.*.pth with params.json, no .gguf, no .bin."
+        f"{folder} holds no checkpoint: no .safetensors, no consolidated.*.pth with params.json, no .gguf, no .bin. "
+        "Name another folder, or fetch a checkpoint with `puna pull`."
     )
 
 
@@ -168,8 +170,7 @@ def load_source(source: Source, device: str | torch.device = "cpu", dtype: torch
     """As `load`, from an opened checkpoint."""
     from puna.checkpoint.validate import check_finite, check_shapes
 
-    with torch.device("meta"):
-        model = Decoder(source.config)
+    model = _empty_decoder(source)
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     check_shapes(source, expected)
     weights: dict[str, Tensor] = {}
@@ -188,6 +189,33 @@ def load_source(source: Source, device: str | torch.device = "cpu", dtype: torch
         path=source.path,
         notes=source.notes,
     )
+
+
+class _NoInitialisation(TorchFunctionMode):
+    """Leaves new weights as they are: on the meta device the functions of `torch.nn.init` do nothing, but their first
+    call imports torch's compiler, which takes seconds."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return kwargs["tensor"] if "tensor" in kwargs else args[0]
+        return func(*args, **kwargs)
+
+
+def _empty_decoder(source: Source) -> Decoder:
+    """The decoder on the meta device, unless the configuration asks for one that these weights can't fill."""
+    tensors = len(source.shapes())
+    if source.config.num_layers > tensors:
+        raise PunaError(
+            f"{source.path}: the configuration has {source.config.num_layers} layers, the weights only {tensors} "
+            "tensors. Check that the configuration belongs to these weights."
+        )
+    try:
+        with torch.device("meta"), _NoInitialisation():
+            return Decoder(source.config)
+    except (RuntimeError, OverflowError, TypeError) as error:
+        reason = str(error).splitlines()[0]
+        raise PunaError(f"{source.path}: the configuration describes an impossible model: {reason}.") from None
 
 
 def save(

@@ -16,9 +16,11 @@ if TYPE_CHECKING:
 Shape = tuple[int, ...]
 _LISTED = 4  # names given in full in one message
 _REQUIRED = object()
+_LARGEST = 2**40  # of any count or width
+_MOST_LAYERS = 100_000
 
 
-def read_json(path: Path, hint: str = "The download may be incomplete.") -> dict[str, Any]:
+def read_json(path: Path, hint: str = "The download may be incomplete: fetch it again.") -> dict[str, Any]:
     """A JSON object from disk. Raises PunaError where the file is missing or is no JSON object."""
     try:
         value = json.loads(path.read_bytes())
@@ -46,12 +48,15 @@ class Fields:
         """The error to raise for one key."""
         return PunaError(f"{self.path}: {self.prefix}{key} {problem}.")
 
+    def _wrong(self, key: str, problem: str) -> PunaError:
+        return self.error(key, f"{problem}. Mend it, or fetch the file again")
+
     def _get(self, key: str, default: Any) -> Any:
         value = self.values.get(key)
         if value is not None:
             return value
         if default is _REQUIRED:
-            raise self.error(key, "is missing")
+            raise self._wrong(key, "is missing")
         return default
 
     def integer(self, key: str, default: Any = _REQUIRED) -> Any:
@@ -60,7 +65,16 @@ class Fields:
         if isinstance(value, float) and value.is_integer():
             value = int(value)
         if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
-            raise self.error(key, f"must be an integer, not {value!r}")
+            raise self._wrong(key, f"must be an integer, not {value!r}")
+        if value is not None and abs(value) > _LARGEST:
+            raise self.error(key, f"is {value}, which no model has")
+        return value
+
+    def layers(self, key: str) -> int:
+        """A number of layers, bounded so that lists of that length can be made."""
+        value: int = self.integer(key)
+        if not 1 <= value <= _MOST_LAYERS:
+            raise self._wrong(key, f"must be a number of layers, not {value}")
         return value
 
     def number(self, key: str, default: Any = _REQUIRED) -> Any:
@@ -69,21 +83,21 @@ class Fields:
         if value is None:
             return None
         if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < float("inf"):
-            raise self.error(key, f"must be a number, not {value!r}")
+            raise self._wrong(key, f"must be a number, not {value!r}")
         return float(value)
 
     def flag(self, key: str, default: bool) -> bool:
         """A boolean; 0 and other integers count as such (first Llama 4 configs: `attn_temperature_tuning: 4`)."""
         value = self._get(key, default)
         if not isinstance(value, bool | int):
-            raise self.error(key, f"must be true or false, not {value!r}")
+            raise self._wrong(key, f"must be true or false, not {value!r}")
         return bool(value)
 
     def text(self, key: str, default: str | None = None) -> str | None:
         """A string or the default."""
         value = self._get(key, default)
         if value is not None and not isinstance(value, str):
-            raise self.error(key, f"must be a string, not {value!r}")
+            raise self._wrong(key, f"must be a string, not {value!r}")
         return value
 
     def integers(self, key: str) -> tuple[int, ...] | None:
@@ -93,7 +107,7 @@ class Fields:
             return None
         items = value if isinstance(value, list) else [value]
         if any(isinstance(item, bool) or not isinstance(item, int) for item in items):
-            raise self.error(key, f"must be a list of integers, not {value!r}")
+            raise self._wrong(key, f"must be a list of integers, not {value!r}")
         return tuple(items)
 
     def section(self, key: str) -> "Fields | None":
@@ -102,7 +116,7 @@ class Fields:
         if value is None:
             return None
         if not isinstance(value, dict):
-            raise self.error(key, f"must be an object, not {value!r}")
+            raise self._wrong(key, f"must be an object, not {value!r}")
         return Fields(value, self.path, f"{self.prefix}{key}.")
 
 
@@ -162,4 +176,5 @@ def check_finite(tensor: Tensor, where: str) -> None:
         raise PunaError(f"{where} holds {str(tensor.dtype).removeprefix('torch.')} values where weights are expected.")
     low, high = torch.aminmax(tensor)  # both NaN if any element is
     if not (torch.isfinite(low) and torch.isfinite(high)):
-        raise PunaError(f"{where} holds NaN or infinite values. The file is damaged, or its training diverged.")
+        raise PunaError(f"{where} holds NaN or infinite values. The file is damaged or its training diverged: "
+                        "fetch it again, or use an earlier checkpoint.")
