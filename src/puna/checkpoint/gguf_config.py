@@ -75,7 +75,7 @@ def read_config(path: Path, raw: Mapping[str, Any], *, vocab_size: int, tied: bo
     fields = Metadata(path, raw)
     name = fields.text("general.architecture")
     if name not in ("llama", "llama4"):
-        raise PunaError(f"{path}: architecture {name!r} is not a Llama; puna reads 'llama' and 'llama4'")
+        raise PunaError(f"{path}: architecture {name!r} is not a Llama; give a file of 'llama' or 'llama4'")
     architecture: Architecture = "llama4" if name == "llama4" else "llama"
     prefix = name + "."
     layers = fields.integer(prefix + "block_count")

@@ -81,7 +81,9 @@ class _HeaderReader:
     def read(self) -> GGUFFile:
         magic = bytes(self.data[:4])
         if magic != MAGIC:
-            raise PunaError(f"{self.path}: starts with {magic!r}, not {MAGIC!r}: this is not a GGUF file")
+            raise PunaError(
+                f"{self.path}: starts with {magic!r}, not {MAGIC!r}: this is not a GGUF file; fetch it again"
+            )
         self.position = 4
         version = self.scalar("I")
         if version not in READABLE_VERSIONS:

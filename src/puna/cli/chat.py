@@ -34,7 +34,7 @@ def chat(
     system: str | None = typer.Option(None, "--system", "-s", help="The system message."),
     temperature: float | None = typer.Option(None, "--temperature", "-t", help="0 always takes the likeliest token."),
     top_p: float | None = typer.Option(None, "--top-p", help="Draw from the likeliest tokens of this joint share."),
-    max_tokens: int | None = typer.Option(None, "--max-tokens", "-n", help="Most tokens in one answer."),
+    max_tokens: int | None = typer.Option(None, "--max-tokens", "-n", min=1, help="Most tokens in one answer."),
     seed: int | None = typer.Option(None, "--seed", help="Same seed, same answers."),
     device: str = typer.Option("cpu", "--device", help="Where to run, as torch names it."),
     dtype: str | None = typer.Option(None, "--dtype", help="float32, bfloat16 or float16; default: as stored."),

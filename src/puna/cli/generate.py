@@ -11,7 +11,7 @@ def generate(
     prompt: str | None = typer.Option(None, "--prompt", "-p", help="The text to continue; else standard input."),
     ids: str | None = typer.Option(None, "--ids", help='Token ids instead of text, as in "1,2,3"; taken as they are.'),
     chat: bool = typer.Option(False, "--chat/--raw", help="Ask the prompt as a chat message, or just continue it."),
-    max_tokens: int | None = typer.Option(None, "--max-tokens", "-n", help="Most tokens to generate."),
+    max_tokens: int | None = typer.Option(None, "--max-tokens", "-n", min=1, help="Most tokens to generate."),
     temperature: float | None = typer.Option(None, "--temperature", "-t", help="0 always takes the likeliest token."),
     top_p: float | None = typer.Option(None, "--top-p", help="Draw from the likeliest tokens of this joint share."),
     top_k: int | None = typer.Option(None, "--top-k", help="Draw from the k likeliest tokens."),
@@ -30,14 +30,16 @@ def generate(
 
     Without a tokenizer: puna generate stories260K.bin --ids 1,2,3 --max-tokens 20
     """
-    from puna.engine import load
+    from puna.engine import Options, Sampling, load
 
     text_or_ids = _prompt(prompt, ids, chat)
-    llama = load(model, device=device, dtype=dtype, context=context)
-    stream = llama.stream(
-        text_or_ids, max_tokens=max_tokens, temperature=temperature, top_p=top_p, top_k=top_k, min_p=min_p, seed=seed,
+    options = Options(
+        max_tokens=max_tokens, temperature=temperature, top_p=top_p, top_k=top_k, min_p=min_p, seed=seed,
         stop=stop or None, ignore_eos=ignore_eos,
     )  # fmt: skip
+    Sampling().with_options(options)  # a wrong flag is told before a long load
+    llama = load(model, device=device, dtype=dtype, context=context)
+    stream = llama.stream(text_or_ids, **options)
     speaks = llama.tokenizer is not None
     first = True
     for piece in stream:

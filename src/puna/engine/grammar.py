@@ -75,4 +75,4 @@ class Grammar:
 
     def _check(self, what: str) -> None:
         if self._matcher.is_error():
-            raise PunaError(f"{what}: {self._matcher.get_error().splitlines()[0]}")
+            raise PunaError(f"{what}: {self._matcher.get_error().splitlines()[0]}; mend or simplify it")

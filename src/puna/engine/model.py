@@ -64,6 +64,11 @@ def load(
 def _device(device: str | torch.device) -> torch.device:
     try:
         target = torch.device(device)
+    except RuntimeError:
+        raise PunaError(
+            f"device {str(device)!r} can't be used here: there is no such device; use cpu, cuda, cuda:1 or mps"
+        ) from None
+    try:
         torch.empty(1, device=target)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).strip().splitlines()[0]
@@ -102,7 +107,9 @@ class Model:
         if context is not None and (isinstance(context, bool) or not isinstance(context, int) or context < 1):
             raise PunaError(f"context must be a whole number of tokens from 1 to {own}, not {context!r}")
         if context is not None and context > own:
-            raise PunaError(f"context {context} is more than this model's context length of {own} tokens")
+            raise PunaError(
+                f"context {context} is more than this model's context length of {own} tokens; give at most that"
+            )
         self.context_length = context or own
         of_tokenizer = tokenizer.eos_ids if tokenizer else ()
         self.stop_ids = frozenset((*stop_ids, *decoder.config.eos_token_ids, *of_tokenizer))

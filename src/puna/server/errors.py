@@ -88,8 +88,12 @@ def validation_error(found: list[Any], body: Any = None) -> ApiError:
         return ApiError(f"Unrecognized request argument supplied: {param}", param=param, code="unknown_parameter")
     if item["type"] == "missing":
         return ApiError(f"Missing required parameter: '{param}'.", param=param, code="missing_required_parameter")
+    if item["type"] == "value_error":  # of our own validators, whose words are whole sentences
+        said = item["msg"].removeprefix("Value error, ")
+        return ApiError(f"Invalid value for '{param}': {said}." if param else f"{said}.", param=param or None,
+                        code="invalid_value")
     if not param:
-        return ApiError(f"The body must be a JSON object: {item['msg']}.", code="invalid_type")
+        return ApiError("The body must be a JSON object.", code="invalid_type")
     code = "invalid_type" if item["type"].endswith("_type") else "invalid_value"
     return ApiError(f"Invalid value for '{param}': {item['msg'][:1].lower()}{item['msg'][1:]}.", param=param, code=code)
 
