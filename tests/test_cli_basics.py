@@ -1,5 +1,6 @@
 """The command line's base: help, errors, exit codes, `puna list`, `puna show`."""
 
+import io
 import json
 import os
 import subprocess
@@ -85,6 +86,15 @@ def test_a_users_mistake_is_one_line_without_traceback(monkeypatch, capfd) -> No
     assert stopped.value.code == 1
     out, err = capfd.readouterr()
     assert (out, err) == ("", "Error: config.json has no hidden_size. Add it.\n")
+
+
+def test_standard_input_that_is_not_utf8_is_no_traceback(monkeypatch, capsys) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"Gr\xfc\xdfe"), encoding="utf-8"))
+    monkeypatch.setattr(sys, "argv", ["puna", "generate", "./nowhere"])
+    with pytest.raises(SystemExit) as left:
+        cli.main()
+    assert left.value.code == 1
+    assert "is no file or folder here" in capsys.readouterr().err
 
 
 def test_ctrl_c_exits_130(monkeypatch, capfd) -> None:

@@ -1,6 +1,7 @@
 """The command `puna`: a table of commands, each imported only when it is called, so that `puna --help` stays quick."""
 
 import importlib
+import io
 import os
 import sys
 from typing import Any
@@ -76,6 +77,9 @@ def _root(
 
 def main() -> None:
     """Entry point. Exit codes: 0 done, 1 an error the user can mend, 2 wrong usage, 130 Ctrl-C."""
+    for stream in (sys.stdin, sys.stdout):  # bytes that are not UTF-8, a terminal that lacks a character: no traceback
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     try:
         app(prog_name="puna")
     except PunaError as error:
