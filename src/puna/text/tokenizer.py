@@ -113,9 +113,9 @@ class Tokenizer:
     def render(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None = None,
                add_generation_prompt: bool = True) -> list[int]:
         """One chat as token ids, BOS once; see `puna.text.chat`."""
-        from puna.text import chat
+        from puna.text.chat import render
 
-        return chat.render(self, messages, tools, add_generation_prompt)
+        return render(self, messages, tools, add_generation_prompt)
 
     def save(self, folder: str | Path) -> None:
         """Write tokenizer.json, tokenizer_config.json and chat_template.jinja, which transformers loads with equal ids.
