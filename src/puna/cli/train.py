@@ -52,8 +52,9 @@ def train(
         def show(step: Step) -> None:
             speed, loss = f"{step.tokens_per_second:,.0f} tokens/s", f"loss {step.loss:.4f}"
             bar.update(task, completed=step.step, description=f"{loss}, {speed}")
-            if step.heldout is not None:
-                note(f"step {step.step}: {loss}, {speed}, held-out {step.heldout:.4f} bits per byte")
+            score = "" if step.heldout is None else f", held-out {step.heldout:.4f} bits per byte"
+            if score or (step.step % settings.save_every == 0 and not console.is_terminal):  # a log file has no bar
+                note(f"step {step.step}: {loss}, {speed}{score}")
 
         folder = data if data.is_dir() else data.parent
         pretrain(base, settings, folder, out, resume=resume, report=show, note=note)
