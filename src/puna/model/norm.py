@@ -1,13 +1,18 @@
-"""Root-mean-square normalisation, computed in float32 as the reference does."""
+"""Root-mean-square normalisation, computed in float32 as the reference does (float64 weights stay float64)."""
 
 import torch
 from torch import Tensor, nn
 
 
+def at_least_float32(x: Tensor) -> Tensor:
+    """x in float32, or as it is where it is wider."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 def rms_normalise(x: Tensor, eps: float) -> Tensor:
-    """x / sqrt(mean(x^2) + eps) over the last axis, in float32, returned in x's dtype. Llama 4's weightless qk-norm."""
-    x32 = x.float()
-    return (x32 * torch.rsqrt(x32.square().mean(-1, keepdim=True) + eps)).to(x.dtype)
+    """x / sqrt(mean(x^2) + eps) over the last axis, in float32 at least, back in x's dtype: Llama 4's weightless norm."""
+    wide = at_least_float32(x)
+    return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)).to(x.dtype)
 
 
 class RMSNorm(nn.Module):

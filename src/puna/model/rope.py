@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from puna.family.config import ModelConfig, RopeScaling
+from puna.model.norm import at_least_float32
 
 
 def scale_frequencies(frequencies: Tensor, scaling: RopeScaling) -> Tensor:
@@ -41,14 +42,14 @@ def rotation(positions_S: Tensor, frequencies: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def rotate_adjacent(x_BSHK: Tensor, cos_SK: Tensor, sin_SK: Tensor) -> Tensor:
-    """Rotate pairs (2j, 2j+1), float32 inside: Llama 4 and Meta's own files."""
-    even, odd = x_BSHK.float().unflatten(-1, (-1, 2)).unbind(-1)
+    """Rotate pairs (2j, 2j+1), float32 at least inside: Llama 4 and Meta's own files."""
+    even, odd = at_least_float32(x_BSHK).unflatten(-1, (-1, 2)).unbind(-1)
     cos, sin = cos_SK[:, None], sin_SK[:, None]
     return torch.stack((even * cos - odd * sin, even * sin + odd * cos), -1).flatten(-2).to(x_BSHK.dtype)
 
 
 def rotate_halves(x_BSHK: Tensor, cos_SK: Tensor, sin_SK: Tensor) -> Tensor:
-    """Rotate pairs (j, j + K/2), float32 inside: Llama 2 and 3 as stored on the Hugging Face hub."""
-    first, second = x_BSHK.float().chunk(2, -1)
+    """Rotate pairs (j, j + K/2), float32 at least inside: Llama 2 and 3 as stored on the Hugging Face hub."""
+    first, second = at_least_float32(x_BSHK).chunk(2, -1)
     cos, sin = cos_SK[:, None], sin_SK[:, None]
     return torch.cat((first * cos - second * sin, second * cos + first * sin), -1).to(x_BSHK.dtype)
