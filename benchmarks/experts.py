@@ -19,10 +19,10 @@ from puna.family.config import ModelConfig
 from puna.model.feedforward import MixtureOfExperts
 
 
-def seconds(function: Callable[[], object]) -> float:
+def seconds(function: Callable[..., object], *arguments: object) -> float:
     """Wall time of one call."""
     begun = time.perf_counter()
-    function()
+    function(*arguments)
     return time.perf_counter() - begun
 
 
@@ -30,7 +30,8 @@ def layers(width: int, hidden: int, experts: int, dtype: torch.dtype) -> tuple[M
     """Our layer and transformers' with the same random weights."""
     config = ModelConfig(
         architecture="llama4", vocab_size=8, hidden_size=width, num_layers=1, num_heads=1, num_kv_heads=1, head_dim=64,
-        intermediate_size=hidden, context_length=8, num_experts=experts, expert_intermediate_size=hidden, moe_layers=(0,),
+        intermediate_size=hidden, context_length=8, num_experts=experts, expert_intermediate_size=hidden,
+        moe_layers=(0,),
     )  # fmt: skip
     ours = MixtureOfExperts(config)
     theirs = Llama4TextMoe(
@@ -55,7 +56,7 @@ def main() -> None:
         expected = (expected[0] if isinstance(expected, tuple) else expected).view_as(x)
         gap = (ours(x) - expected).abs().max().item() / expected.abs().max().item()
         square = torch.randn(2048, 2048, dtype=dtype)
-        times = [(seconds(lambda: ours(x)), seconds(lambda: theirs(x)), seconds(lambda: square @ square))
+        times = [(seconds(ours, x), seconds(theirs, x), seconds(torch.mm, square, square))
                  for _ in range(args.repeats)]  # fmt: skip
         mine, peer, roof = (statistics.median(column) for column in zip(*times, strict=True))
         flop = 2 * args.tokens * args.width * (3 * args.hidden * 2 + args.experts)

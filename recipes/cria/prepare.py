@@ -27,6 +27,7 @@ SHAPE = ModelConfig(
     attention_temperature=AttentionTemperature(scale=0.1, floor=512), qk_norm=True,
     bos_token_id=8144, eos_token_ids=(8145, 8151, 8152), pad_token_id=8156,
 )  # fmt: skip
+Row = dict[str, Any]
 OPENING = 2200  # characters of an article's opening: a little over the 1,500 that are scored
 WINDOW = 6000  # characters of a piece from inside an article
 BODIES = 9000  # pieces kept
@@ -36,7 +37,7 @@ ASK = ("Tell me about {}.", "What is {}?", "What do you know about {}?", "Explai
 REPORT = ("Write a short news report: {}", "Give me the news about this: {}", "News: {}")
 
 
-def rows(path: Path) -> Iterator[dict[str, Any]]:
+def rows(path: Path) -> Iterator[Row]:
     """The rows of a .jsonl.xz file."""
     with lzma.open(path, "rt", encoding="utf-8") as lines:
         for line in lines:
@@ -55,13 +56,12 @@ def sentences(text: str, limit: int) -> str:
     return head[:end].strip()
 
 
-def chat(user: str, assistant: str, system: str | None = None) -> dict[str, Any]:
+def chat(user: str, assistant: str) -> Row:
     """One exchange as a row of messages."""
-    first = [{"role": "system", "content": system}] if system else []
-    return {"messages": [*first, {"role": "user", "content": user}, {"role": "assistant", "content": assistant}]}
+    return {"messages": [{"role": "user", "content": user}, {"role": "assistant", "content": assistant}]}
 
 
-def talk(chance: random.Random, greetings: list[dict[str, Any]], kinds: Sequence[list[dict[str, Any]]]) -> dict[str, Any]:
+def talk(chance: random.Random, greetings: list[Row], kinds: Sequence[list[Row]]) -> Row:
     """A conversation of several exchanges, often begun with a greeting."""
     turns = [chance.choice(greetings)] if chance.random() < 0.4 else []
     turns += [chance.choice(chance.choice(kinds)) for _ in range(chance.randint(1, 4))]
@@ -86,7 +86,7 @@ def write_base(out: Path, texts: list[str]) -> None:
     (out / "config.json").write_text(json.dumps(write_config(SHAPE, torch.bfloat16), indent=2) + "\n", encoding="utf-8")
 
 
-def write(path: Path, items: list[dict[str, Any]]) -> None:
+def write(path: Path, items: list[Row]) -> None:
     """One JSON object a line."""
     path.write_text("".join(json.dumps(item, ensure_ascii=False) + "\n" for item in items), encoding="utf-8")
     print(f"{path}: {len(items):,} rows, {path.stat().st_size / 1e6:.1f} MB")

@@ -1,0 +1,96 @@
+"""The bundled model: its size, its words, and its held-out score."""
+
+import json
+import lzma
+import re
+import subprocess
+import sys
+from importlib import resources
+from pathlib import Path
+
+import pytest
+import torch
+
+import puna
+from puna.engine import Model
+from puna.train.evaluate import bits_per_byte
+
+DATA = Path(__file__).parents[2] / "shared" / "data"
+FOLDER = Path(str(resources.files("puna"))) / "data" / "cria"
+sys.path.insert(0, str(Path(__file__).parents[1] / "recipes" / "cria"))
+
+
+@pytest.fixture(scope="module")
+def cria() -> Model:
+    return puna.load("cria")
+
+
+def test_it_fits_its_size_and_has_a_card() -> None:
+    assert sum(file.stat().st_size for file in FOLDER.iterdir()) <= 24_000_000
+    card = (FOLDER / "README.md").read_text(encoding="utf-8")
+    for word in ("bits per byte", "Wikipedia", "CC BY-SA", "wrong about the world", "compute"):
+        assert word in card
+
+
+def test_it_is_a_llama4(cria: Model) -> None:
+    config = cria.config
+    assert config.architecture == "llama4"
+    assert len(config.moe_layers) == config.num_layers
+    assert config.nope_layers
+    assert config.attention_chunk_size
+    assert config.attention_chunk_size < config.context_length
+
+
+@pytest.mark.parametrize("question", ["Hello!", "What is a volcano?", "Tell me about France.", "Who are you?"])
+def test_it_answers_in_whole_words(cria: Model, question: str) -> None:
+    reply = cria.generate([{"role": "user", "content": question}], temperature=0, max_tokens=60)
+    words = re.findall(r"[A-Za-z]+", reply.text)
+    assert len(words) >= 5
+    assert reply.text.isprintable() or "\n" in reply.text
+    assert not set(reply.token_ids[:-1]) & cria.tokenizer.control_ids
+
+
+def test_it_names_itself_and_ends(cria: Model) -> None:
+    reply = cria.generate([{"role": "user", "content": "Who are you?"}], temperature=0, max_tokens=100)
+    assert "cria" in reply.text
+    assert reply.finish_reason == "stop"
+
+
+def test_a_second_turn_follows_the_first(cria: Model) -> None:
+    talk = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hello! I am cria."},
+            {"role": "user", "content": "What is a guitar?"}]  # fmt: skip
+    reply = cria.generate(talk, temperature=0, max_tokens=60)
+    assert len(reply.text) > 20
+
+
+def test_ten_words_of_english_are_no_surprise(cria: Model) -> None:
+    """Far below the 8 bits of a random byte, without any data at hand."""
+    texts = ["The city is located in the north of the country and has a population of about ten thousand people."]
+    assert bits_per_byte(cria.decoder, cria.tokenizer, texts)[0] < 2.0
+
+
+@pytest.mark.skipif(not DATA.exists(), reason="../shared/data is not here: held-out articles can't be scored")
+def test_held_out_articles(cria: Model) -> None:
+    """First 1,500 characters of articles that the recipe held out: at most what the card claims, give or take."""
+    from prepare import held_out
+
+    texts = []
+    with lzma.open(DATA / "text" / "wikipedia-2.jsonl.xz", "rt", encoding="utf-8") as lines:
+        for row in map(json.loads, lines):
+            if held_out(row["title"]):
+                texts.append(row["text"][:1500])
+            if len(texts) == 40:
+                break
+    claimed = float(re.search(r"\*\*([0-9.]+) bits per byte", (FOLDER / "README.md").read_text("utf-8"))[1])
+    torch.set_num_threads(1)
+    score, error = bits_per_byte(cria.decoder, cria.tokenizer, texts)
+    assert score <= claimed + 3 * error
+
+
+def test_make_chat_speaks_first_of_its_size() -> None:
+    """The command of `make chat`, as a pipe."""
+    done = subprocess.run([Path(sys.executable).parent / "puna", "chat", "cria", "--max-tokens", "20", "--seed", "1"],
+                          input="Hello\n", text=True, capture_output=True, timeout=120)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    first = (done.stdout + done.stderr).splitlines()[0]
+    assert "very small" in first
