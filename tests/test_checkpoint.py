@@ -388,6 +388,15 @@ def test_peak_memory(form: str, dtype: str, tmp_path: Path) -> None:
     assert 0.9 < float(ratio) < 1.15
 
 
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_opening_meta_files_imports_no_compiler(ranks: int, tmp_path: Path) -> None:
+    """torch imports 70 MB of modules for some operations on the meta device, which would count as load's memory."""
+    write_meta(tmp_path, tiny.decoder("maverick"), ranks)
+    code = "import sys; from puna.checkpoint import load; load(sys.argv[1]); print('torch._refs' in sys.modules)"
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.split() == ["False"]
+
+
 def test_a_tokenizer_travels_with_the_weights(tmp_path: Path) -> None:
     from transformers import AutoTokenizer
 

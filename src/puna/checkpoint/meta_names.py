@@ -31,7 +31,19 @@ def same(parts: Parts) -> Tensor:
 
 def joined(parts: Parts, dim: int) -> Tensor:
     """Split along one axis: column-parallel linears along 0 (output), row-parallel ones along -1 (input)."""
-    return parts[0] if len(parts) == 1 else torch.cat(parts, dim)
+    if len(parts) == 1:
+        return parts[0]
+    return _joined_shape(parts, dim) if parts[0].is_meta else torch.cat(parts, dim)
+
+
+def _joined_shape(parts: Parts, dim: int) -> Tensor:
+    """`torch.cat` on the meta device; torch's own imports 800 modules (70 MB) for it."""
+    shapes = [list(part.shape) for part in parts]
+    size = sum([shape.pop(dim) for shape in shapes])
+    if any(shape != shapes[0] for shape in shapes):
+        raise ValueError(f"shapes differ beside axis {dim}")
+    shapes[0].insert(dim % parts[0].ndim, size)
+    return torch.empty(shapes[0], device="meta")
 
 
 def halves(weight: Tensor, heads: int) -> Tensor:
@@ -77,7 +89,7 @@ def _qkv(parts: Parts, config: ModelConfig, index: int) -> Tensor:
 
 def _experts_in(gates: Parts, ups: Parts, experts: int) -> Tensor:
     """Per rank [E*D, F/ranks] each -> [E, D, 2F], gate and up side by side."""
-    return torch.cat([part.unflatten(0, (experts, -1)) for part in (*gates, *ups)], -1)
+    return joined([part.unflatten(0, (experts, -1)) for part in (*gates, *ups)], -1)
 
 
 def _experts_out(parts: Parts, experts: int) -> Tensor:

@@ -10,7 +10,7 @@ def at_least_float32(x: Tensor) -> Tensor:
 
 
 def rms_normalise(x: Tensor, eps: float) -> Tensor:
-    """x / sqrt(mean(x^2) + eps) over the last axis, in float32 at least, back in x's dtype: Llama 4's weightless norm."""
+    """x / sqrt(mean(x^2) + eps) over the last axis, in float32 at least, then x's dtype: Llama 4's weightless norm."""
     wide = at_least_float32(x)
     return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)).to(x.dtype)
 

@@ -47,6 +47,10 @@ class TrainConfig(_Strict):
     evaluate_every: int = Field(200, gt=0)  # steps
     heldout: str | None = None  # JSON lines with `text`, scored in bits per byte
 
+    def order(self) -> dict[str, Any]:
+        """What decides which rows each step sees: a resumed run must have the same."""
+        return self.model_dump(include={"seed", "steps", "batch_tokens", "stages"})
+
     def rate(self, step: int, steps: int) -> float:
         """Multiplier of the peak rates at a step of a run of `steps`: warm-up, constant, linear decay."""
         warm = max(1, round(self.warmup * steps))

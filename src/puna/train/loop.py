@@ -94,6 +94,11 @@ def run(
     if saved := folder.load():
         if _shapes(saved[0]) != _shapes(optimizer.state_dict()):
             raise PunaError(f"{folder.path}: the saved state is of a model of another shape; resume with the same base")
+        if saved[1].get("order", config.order()) != config.order():
+            raise PunaError(
+                f"{folder.path}: the saved state was made with other seed, batch_tokens, stages or steps, which decide "
+                "the order of the data; resume with the same, or begin in another folder"
+            )
         optimizer.load_state_dict(saved[0], steps=saved[1]["step"])
         first, tokens = saved[1]["step"], saved[1]["tokens"]
     if folder.resume or saved:
@@ -129,7 +134,7 @@ def run(
             metrics.writerow(row)
             if done % config.save_every == 0 or done == config.steps:
                 file.flush()
-                folder.save(optimizer.state_dict(), {"step": done, "tokens": tokens})
+                folder.save(optimizer.state_dict(), {"step": done, "tokens": tokens, "order": config.order()})
 
 
 def _shapes(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Size]:
