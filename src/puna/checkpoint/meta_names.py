@@ -11,6 +11,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from puna.checkpoint.rotary import to_halves
 from puna.family.config import ModelConfig
 
 Parts = list[Tensor]
@@ -46,11 +47,6 @@ def _joined_shape(parts: Parts, dim: int) -> Tensor:
     return torch.empty(shapes[0], device="meta")
 
 
-def halves(weight: Tensor, heads: int) -> Tensor:
-    """Rows of q or k from adjacent rotary pairs (Meta, GGUF's `llama`) to halves (Hugging Face): [H*K, D] -> same."""
-    return weight.unflatten(0, (heads, -1, 2)).transpose(1, 2).reshape(weight.shape)
-
-
 def _distinct(parts: Parts, rows: int) -> Parts:
     """One copy of each key/value head: where ranks outnumber these heads, neighbouring ranks hold the same one."""
     copies = sum(part.shape[0] for part in parts) // rows
@@ -58,11 +54,11 @@ def _distinct(parts: Parts, rows: int) -> Parts:
 
 
 def _query(parts: Parts, config: ModelConfig) -> Tensor:
-    return halves(joined(parts, 0), config.num_heads)
+    return to_halves(joined(parts, 0), config.num_heads)
 
 
 def _key(parts: Parts, config: ModelConfig) -> Tensor:
-    return halves(_value(parts, config), config.num_kv_heads)
+    return to_halves(_value(parts, config), config.num_kv_heads)
 
 
 def _value(parts: Parts, config: ModelConfig) -> Tensor:
