@@ -15,8 +15,9 @@ from typer.testing import CliRunner
 from puna.checkpoint import GenerationDefaults, gguf_rope, load, save
 from puna.checkpoint.gguf_config import differences
 from puna.checkpoint.gguf_format import pack_header
-from puna.checkpoint.gguf_read import GGUFSource, to_adjacent, to_halves
+from puna.checkpoint.gguf_read import GGUFSource
 from puna.checkpoint.gguf_write import write_gguf, write_tensors
+from puna.checkpoint.rotary import to_adjacent, to_halves
 from puna.errors import PunaError
 from puna.family.config import AttentionTemperature, ModelConfig, RopeScaling
 from puna.model import Decoder

@@ -18,6 +18,7 @@ from puna.checkpoint import gguf_rope
 from puna.checkpoint.gguf_config import Metadata, read_config
 from puna.checkpoint.gguf_format import TensorInfo, encoded_bytes, read_header
 from puna.checkpoint.gguf_names import Slot, slots
+from puna.checkpoint.rotary import to_halves
 from puna.checkpoint.source import GenerationDefaults
 from puna.errors import PunaError
 from puna.text.tokenizer import Tokenizer
@@ -181,15 +182,3 @@ class GGUFSource:
         """Number of layers that the tensor names show."""
         blocks = {name.split(".")[1] for name in self._tensors if name.startswith("blk.")}
         return len(blocks)
-
-
-def to_halves(weight: Tensor, heads: int) -> Tensor:
-    """Rows of q or k from adjacent rotary pairs (Meta, GGUF `llama`) to half-split ones (Hugging Face)."""
-    return weight.view(heads, -1, 2, *weight.shape[1:]).transpose(1, 2).reshape(weight.shape)
-
-
-def to_adjacent(weight: Tensor, heads: int) -> Tensor:
-    """The inverse of `to_halves`."""
-    return weight.view(heads, 2, -1, *weight.shape[1:]).transpose(1, 2).reshape(weight.shape)
-
-

@@ -21,7 +21,7 @@ from puna.checkpoint import gguf_rope
 from puna.checkpoint.gguf_config import config_fields, differences
 from puna.checkpoint.gguf_format import pack_header, padded
 from puna.checkpoint.gguf_names import Slot, slots
-from puna.checkpoint.gguf_read import to_adjacent
+from puna.checkpoint.rotary import to_adjacent
 from puna.checkpoint.source import GenerationDefaults
 from puna.errors import PunaError
 from puna.family.config import ModelConfig

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from puna.checkpoint.meta_names import halves
+from puna.checkpoint.rotary import to_halves
 from puna.checkpoint.source import GenerationDefaults
 from puna.errors import PunaError
 from puna.family.config import ModelConfig
@@ -120,5 +120,5 @@ class Llama2cSource:
         values = np.fromfile(self.path, np.dtype("<f4"), math.prod(shape), offset=start)
         weight = torch.from_numpy(values.astype(np.float32, copy=False)).view(shape)
         if name.endswith("q_proj.weight"):
-            return halves(weight, self.config.num_heads)
-        return halves(weight, self.config.num_kv_heads) if name.endswith("k_proj.weight") else weight
+            return to_halves(weight, self.config.num_heads)
+        return to_halves(weight, self.config.num_kv_heads) if name.endswith("k_proj.weight") else weight

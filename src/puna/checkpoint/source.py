@@ -6,7 +6,6 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
 from puna.errors import PunaError
 from puna.family.config import ModelConfig
@@ -191,17 +190,6 @@ def load_source(source: Source, device: str | torch.device = "cpu", dtype: torch
     )
 
 
-class _NoInitialisation(TorchFunctionMode):
-    """Leaves new weights as they are: on the meta device the functions of `torch.nn.init` do nothing, but their first
-    call imports torch's compiler, which takes seconds."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if getattr(func, "__module__", None) == "torch.nn.init":
-            return kwargs["tensor"] if "tensor" in kwargs else args[0]
-        return func(*args, **kwargs)
-
-
 def _empty_decoder(source: Source) -> Decoder:
     """The decoder on the meta device, unless the configuration asks for one that these weights can't fill."""
     tensors = len(source.shapes())
@@ -211,7 +199,7 @@ def _empty_decoder(source: Source) -> Decoder:
             "tensors. Check that the configuration belongs to these weights."
         )
     try:
-        with torch.device("meta"), _NoInitialisation():
+        with torch.device("meta"):
             return Decoder(source.config)
     except (RuntimeError, OverflowError, TypeError) as error:
         reason = str(error).splitlines()[0]
