@@ -55,7 +55,7 @@ def folder(tmp_path: Path) -> Path:
     turns = [{"role": "user", "content": "Who runs?"}, {"role": "assistant", "content": "The old llama."}]
     for place in (tmp_path, tmp_path / "my-data"):
         (place / "articles.jsonl").write_text(texts)
-    (tmp_path / "my-data/heldout.jsonl").write_text(texts[:200].splitlines()[0] + "\n")
+    (tmp_path / "my-data/heldout.jsonl").write_text(texts.splitlines()[0] + "\n")
     (tmp_path / "my-data/chats.jsonl").write_text((json.dumps({"messages": turns}) + "\n") * 20)
     (tmp_path / "run.yaml").write_text(RUN)
     return tmp_path

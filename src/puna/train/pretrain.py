@@ -48,12 +48,12 @@ def pretrain(
             raise PunaError(
                 f"{data / source.file}: no such data file; --data names one, or the folder of those in --config"
             )
-    torch.set_flush_denormal(True)  # softmax over a vocabulary is full of them, and they are slow
     name = base.name if base.exists() else str(base)
     base = resolve(base)
     model, tokenizer, generation = _base(base, config.seed)
     folder = RunFolder(out, resume)
     try:
+        torch.set_flush_denormal(True)  # softmax over a vocabulary is full of them, and they are slow
         begun = time.time()
         run(model, tokenizer, config, data, folder, report, note)
         model.eval()
@@ -63,6 +63,7 @@ def pretrain(
         write_card(out, record)
         draw_curves(out / "metrics.csv", out / "curves.png")
     finally:
+        torch.set_flush_denormal(False)  # a setting of the whole thread, which others share
         folder.close()
 
 
