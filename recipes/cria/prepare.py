@@ -63,7 +63,7 @@ def chat(user: str, assistant: str) -> Row:
 
 def talk(chance: random.Random, greetings: list[Row], kinds: Sequence[list[Row]]) -> Row:
     """A conversation of several exchanges, often begun with a greeting."""
-    turns = [chance.choice(greetings)] if chance.random() < 0.4 else []
+    turns = [chance.choice(greetings)] if chance.random() < 0.15 else []
     turns += [chance.choice(chance.choice(kinds)) for _ in range(chance.randint(1, 4))]
     return {"messages": [message for turn in turns for message in turn["messages"]]}
 

@@ -35,6 +35,7 @@ def chat(
     temperature: float | None = typer.Option(None, "--temperature", "-t", help="0 always takes the likeliest token."),
     top_p: float | None = typer.Option(None, "--top-p", help="Draw from the likeliest tokens of this joint share."),
     max_tokens: int | None = typer.Option(None, "--max-tokens", "-n", min=1, help="Most tokens in one answer."),
+    repetition_penalty: float = typer.Option(1.1, "--repetition-penalty", help="1 leaves the model alone."),
     seed: int | None = typer.Option(None, "--seed", help="Same seed, same answers."),
     device: str = typer.Option("cpu", "--device", help="Where to run, as torch names it."),
     dtype: str | None = typer.Option(None, "--dtype", help="float32, bfloat16 or float16; default: as stored."),
@@ -52,7 +53,8 @@ def chat(
     with screen.waiting(f"loading {model}"):
         from puna.engine import Sampling, load
 
-        options = {"temperature": temperature, "top_p": top_p, "max_tokens": max_tokens, "seed": seed}
+        options = {"temperature": temperature, "top_p": top_p, "max_tokens": max_tokens, "seed": seed,
+                   "repetition_penalty": repetition_penalty}  # fmt: skip
         Sampling().with_options(options)  # a wrong flag is told before a long load
         llama = load(model, device=device, dtype=dtype, context=context)
     if llama.tokenizer is None:
