@@ -43,7 +43,8 @@ def test_it_is_a_llama4(cria: Model) -> None:
 
 @pytest.mark.parametrize("question", ["Hello!", "What is a volcano?", "Tell me about France.", "Who are you?"])
 def test_it_answers_in_whole_words(cria: Model, question: str) -> None:
-    reply = cria.generate([{"role": "user", "content": question}], temperature=0, max_tokens=60)
+    """As `puna chat` asks it; greedy it may loop, which its card says."""
+    reply = cria.generate([{"role": "user", "content": question}], repetition_penalty=1.1, seed=1, max_tokens=60)
     words = re.findall(r"[A-Za-z]+", reply.text)
     assert len(words) >= 5
     assert reply.text.isprintable() or "\n" in reply.text
