@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from puna.engine import Model, Reply
 
 SMALL_MODEL = (
-    "cria is a very small model, trained from scratch on little text: its English is fluent, but what it says about the "
-    "world will mostly be wrong."
+    "cria is a very small model, trained from scratch on little text: its English is fluent, but what it says about "
+    "the world will mostly be wrong."
 )
 HELP = """\
 /help          this list
