@@ -71,11 +71,12 @@ class Decoder(nn.Module):
 
     def hidden(self, token_ids_BS: Tensor, cache: Cache | None = None) -> Tensor:
         """Final normalised states [B, S, D]; with a cache, the tokens continue what it holds."""
-        if self._frequencies is None or self._frequencies.device != token_ids_BS.device:
-            self._frequencies = inverse_frequencies(self.config, token_ids_BS.device)
+        wide, frequencies = torch.promote_types(self.dtype, torch.float32), self._frequencies
+        if frequencies is None or (frequencies.device, frequencies.dtype) != (token_ids_BS.device, wide):
+            self._frequencies = frequencies = inverse_frequencies(self.config, token_ids_BS.device, wide)
         start = cache.length if cache else 0
         positions_S = torch.arange(start, start + token_ids_BS.shape[1], device=token_ids_BS.device)
-        turns = rotation(positions_S, self._frequencies)
+        turns = rotation(positions_S, frequencies)
         x_BSD = self.embed_tokens(token_ids_BS)
         for i, block in enumerate(self.layers):
             x_BSD = block(x_BSD, positions_S, turns, cache.layers[i] if cache else None)

@@ -28,16 +28,21 @@ def scale_frequencies(frequencies: Tensor, scaling: RopeScaling) -> Tensor:
     return torch.where(between, blended, divided)
 
 
-def inverse_frequencies(config: ModelConfig, device: torch.device | str = "cpu") -> Tensor:
-    """The rotation per position of each pair, radians, float32 [K/2], scaled where the config says so."""
-    exponents = torch.arange(0, config.head_dim, 2, dtype=torch.int64, device=device).float() / config.head_dim
+def inverse_frequencies(
+    config: ModelConfig, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+) -> Tensor:
+    """The rotation per position of each pair, radians [K/2], scaled where the config says so.
+
+    float32 is the reference's: models were trained with its rounding of far positions.
+    """
+    exponents = torch.arange(0, config.head_dim, 2, dtype=torch.int64, device=device).to(dtype) / config.head_dim
     frequencies = 1.0 / config.rope_theta**exponents
     return scale_frequencies(frequencies, config.rope_scaling) if config.rope_scaling else frequencies
 
 
 def rotation(positions_S: Tensor, frequencies: Tensor) -> tuple[Tensor, Tensor]:
-    """Cosine and sine of each position's angles, float32 [S, K/2]."""
-    angles = positions_S.float()[:, None] * frequencies
+    """Cosine and sine of each position's angles [S, K/2], in the frequencies' dtype."""
+    angles = positions_S.to(frequencies.dtype)[:, None] * frequencies
     return angles.cos(), angles.sin()
 
 
