@@ -2,7 +2,6 @@
 
 import json
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import openai
@@ -10,36 +9,11 @@ import pytest
 import torch
 
 from puna.engine import Model, Sampling
-from puna.server.app import LOOPBACK, create_app
+from puna.server.app import create_app
 from puna.text.tokenizer import Tokenizer
-from puna.text.train import train_tokenizer
-from serving import CHAT, HELLO, NAME, SAID, TEXTS, WEATHER, Scripted, post, serving
+from serving import CHAT, HELLO, NAME, SAID, WEATHER, Scripted, post, serving
 
 torch.set_num_threads(1)
-
-
-@pytest.fixture(scope="module")
-def tokenizer() -> Tokenizer:
-    return train_tokenizer(TEXTS, 330)
-
-
-@pytest.fixture(scope="module")
-def decoder(tokenizer: Tokenizer) -> Scripted:
-    return Scripted(tokenizer)
-
-
-@pytest.fixture(scope="module")
-def url(decoder: Scripted, tokenizer: Tokenizer) -> Iterator[str]:
-    model = Model(decoder, tokenizer, defaults=Sampling(temperature=0))  # type: ignore[arg-type]
-    with serving(create_app(model, NAME, hosts=LOOPBACK)) as address:
-        yield address
-
-
-@pytest.fixture
-def client(url: str, decoder: Scripted) -> Iterator[openai.OpenAI]:
-    decoder.say(SAID)
-    with openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client:
-        yield client
 
 
 def test_models(client: openai.OpenAI) -> None:

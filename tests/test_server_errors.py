@@ -2,7 +2,6 @@
 
 import threading
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import httpx
@@ -10,12 +9,11 @@ import openai
 import pytest
 import torch
 
-from puna.engine import Model, Sampling
-from puna.server.app import LOOPBACK, create_app
+from puna.engine import Model
+from puna.server.app import create_app
 from puna.server.worker import Worker
 from puna.text.tokenizer import Tokenizer
-from puna.text.train import train_tokenizer
-from serving import CHAT, HELLO, NAME, PLAIN, SAID, TEXTS, WEATHER, Scripted, busy, post, serving, wait_for
+from serving import CHAT, HELLO, NAME, PLAIN, SAID, WEATHER, Scripted, busy, post, serving, wait_for
 
 torch.set_num_threads(1)
 
@@ -69,30 +67,6 @@ MISTAKES: list[tuple[str, dict[str, Any], int, str | None, str | None, str]] = [
     (PLAIN, {"prompt": "x", "suffix": "y"}, 400, "suffix", None, "suffix"),
     (PLAIN, {"prompt": "x", "logprobs": 99}, 400, "logprobs", "invalid_value", "20"),
 ]
-
-
-@pytest.fixture(scope="module")
-def tokenizer() -> Tokenizer:
-    return train_tokenizer(TEXTS, 330)
-
-
-@pytest.fixture(scope="module")
-def decoder(tokenizer: Tokenizer) -> Scripted:
-    return Scripted(tokenizer)
-
-
-@pytest.fixture(scope="module")
-def url(decoder: Scripted, tokenizer: Tokenizer) -> Iterator[str]:
-    model = Model(decoder, tokenizer, defaults=Sampling(temperature=0))  # type: ignore[arg-type]
-    with serving(create_app(model, NAME, hosts=LOOPBACK)) as address:
-        yield address
-
-
-@pytest.fixture
-def client(url: str, decoder: Scripted) -> Iterator[openai.OpenAI]:
-    decoder.say(SAID)
-    with openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client:
-        yield client
 
 
 @pytest.mark.parametrize("stream", [False, True])
