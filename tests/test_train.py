@@ -59,6 +59,7 @@ def work(tmp_path_factory: pytest.TempPathFactory, tokenizer: Tokenizer) -> Path
     tokenizer.save(folder / "shape")
     config = write_config(ModelConfig(**LLAMA4 | EXPERTS | layers), torch.bfloat16)
     (folder / "shape" / "config.json").write_text(json.dumps(config))
+    (folder / "shape" / "generation_config.json").write_text('{"do_sample": true, "temperature": 0.25}')
     lines(folder / "texts.jsonl", [{"text": text} for text in TEXTS])
     lines(folder / "heldout.jsonl", [{"text": "The llama eats. \ud800"}])
     lines(folder / "chats.jsonl", [{"messages": CHAT}] * 6)
@@ -282,6 +283,7 @@ def test_a_run_that_is_killed_goes_on_to_the_same_weights(work: Path, tokenizer:
     ids = tokenizer.render(CHAT)
     llama = puna.load(work / "killed", dtype="float32")
     assert llama.tokenizer.render(CHAT) == ids
+    assert llama.defaults.temperature == 0.25  # the base's way of being sampled travels along
 
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

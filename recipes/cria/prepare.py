@@ -27,6 +27,7 @@ SHAPE = ModelConfig(
     attention_temperature=AttentionTemperature(scale=0.1, floor=512), qk_norm=True,
     bos_token_id=8144, eos_token_ids=(8145, 8151, 8152), pad_token_id=8156,
 )  # fmt: skip
+SAMPLING = {"do_sample": True, "temperature": 0.3, "top_p": 0.9}  # warmer, so small a model leaves the topic
 Row = dict[str, Any]
 OPENING = 2200  # characters of an article's opening: a little over the 1,500 that are scored
 WINDOW = 6000  # characters of a piece from inside an article
@@ -83,6 +84,7 @@ def write_base(out: Path, texts: list[str]) -> None:
     """The folder that training begins from: the vocabulary, learnt from `texts`, and the shape."""
     out.mkdir(exist_ok=True)
     train_tokenizer(texts, SHAPE.vocab_size).save(out)
+    (out / "generation_config.json").write_text(json.dumps(SAMPLING) + "\n", encoding="utf-8")
     (out / "config.json").write_text(json.dumps(write_config(SHAPE, torch.bfloat16), indent=2) + "\n", encoding="utf-8")
 
 

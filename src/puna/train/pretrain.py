@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from puna.checkpoint.hf_config import read_config
+from puna.checkpoint.hf_config import read_config, read_generation
 from puna.checkpoint.hub import resolve
 from puna.checkpoint.source import GenerationDefaults, load, save
 from puna.errors import PunaError
@@ -68,13 +68,13 @@ def pretrain(
 
 
 def _base(base: Path, seed: int) -> tuple[Decoder, Tokenizer, GenerationDefaults | None]:
-    generation = None
     names = [p.name for p in base.iterdir()] if base.is_dir() else [base.name]
     if any(name.endswith((".safetensors", ".gguf", ".pth", ".bin")) for name in names):
         loaded = load(base, dtype=torch.bfloat16)
         model, tokenizer, generation = loaded.model, loaded.tokenizer, loaded.generation
     elif "config.json" in names:
         model = Decoder(read_config(base / "config.json"))
+        generation = read_generation(base / "generation_config.json", model.config)
         initialise(model, seed)
         model, tokenizer = model.to(torch.bfloat16), load_tokenizer(base)
     else:
