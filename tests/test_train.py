@@ -298,6 +298,7 @@ def test_one_file_is_enough_and_a_checkpoint_goes_on(work: Path, run: Puna) -> N
     shape, texts, chats = work / "shape", work / "texts.jsonl", work / "chats.jsonl"
     first = run("train", shape, "--data", texts, "--out", work / "a", "--steps", 1, "--resume")
     assert "resumed at step 0" in first.stdout
+    assert torch.tensor([1e-39]).mul(1.0).item() > 0  # denormals are flushed during a run only
     config = work / "rates.yaml"
     config.write_text("steps: 5\nmatrix_rate: 0.01\nbatch_tokens: 512")
     run("train", work / "a", "--data", chats, "--config", config, "--out", work / "b", "--steps", 1)
