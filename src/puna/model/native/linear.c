@@ -1,0 +1,297 @@
+// out[m, n] = sum over k of x[m, k] * weight[n, k], for weights in panels of sixteen outputs.
+//
+// A lane is one output; k runs upward in it from first to last, whatever the number of rows, threads or panels worked on
+// together. So a row's result is the same bits alone and in any batch.
+//
+// Panel layouts (P = ceil(N / 16) panels; K padded with zeros to whole steps and groups):
+//   FLOAT32  [P][K][16] float           BFLOAT16 [P][K/2][16][2] bfloat16
+//   INT8     [P][K/4][16][4] uint8, value + 128
+//   INT4     [P][K/8][16][4] uint8, low nibble k..k+3, high nibble k+4..k+7, value + 8
+//   FLOAT8   [P][K][16] e4m3
+// Scales are [P][K/group][16]. Integer kinds with `exact` 0 take activations as int8, one scale a row and group (as
+// llama.cpp does): sums within a group are integers, hence exact. With `exact` 1, and for FLOAT8, a panel is widened to
+// float32 a piece at a time and activations are float32.
+
+enum { FLOAT32, BFLOAT16, INT8, INT4, FLOAT8 };
+enum { SCALE_FLOAT32, SCALE_FLOAT16, SCALE_BFLOAT16 };
+
+typedef struct {
+    int kind, exact, scale_kind, group;
+    long outputs, inputs;  // N; K as padded
+    const char *panels, *scales;
+} Weight;
+
+typedef struct {  // rows ready for a kind: int8 with a scale and a sum a group, or float32, or bfloat16
+    const char *values;
+    const float *scales;
+    const int32_t *sums;
+} Rows;
+
+#define UNROLL _Pragma("GCC unroll 16")
+
+INLINE v16f load_scales(const char *scales, int kind, long at) {
+    if (kind == SCALE_FLOAT16) return load_f16((const uint16_t *)scales + at * 16);
+    if (kind == SCALE_BFLOAT16) return load_bf16((const uint16_t *)scales + at * 16);
+    return vload((const float *)scales + at * 16);
+}
+
+INLINE void store_panel(void *out, long n, long outputs, v16f x, int bf16) {
+    if (n + 16 <= outputs) store_any(out, n, x, bf16);
+    else store_tail(out, n, outputs, x, bf16);
+}
+
+// MR rows by NR panels, every accumulator in a register. `acc` [MR][NR][16] float32 when `more` (another piece of k
+// follows or came before), else results go to `out`.
+#define FLOAT_TILE(MR, NR)                                                                                            \
+    static void NAME(float_##MR##x##NR)(const float *x, long x_stride, const float *w, long w_stride, long count,     \
+                                        float *acc, int first) {                                                      \
+        v16f sum[MR][NR];                                                                                             \
+        UNROLL for (int m = 0; m < MR; m++)                                                                                  \
+            UNROLL for (int n = 0; n < NR; n++) sum[m][n] = first ? vzero() : vload(acc + (m * NR + n) * 16);                \
+        for (long k = 0; k < count; k++) {                                                                            \
+            v16f b[NR];                                                                                               \
+            UNROLL for (int n = 0; n < NR; n++) b[n] = vload(w + n * w_stride + k * 16);                                     \
+            UNROLL for (int m = 0; m < MR; m++) {                                                                            \
+                v16f a = vset(x[m * x_stride + k]);                                                                   \
+                UNROLL for (int n = 0; n < NR; n++) sum[m][n] = vfma(a, b[n], sum[m][n]);                                    \
+            }                                                                                                         \
+        }                                                                                                             \
+        UNROLL for (int m = 0; m < MR; m++)                                                                                  \
+            UNROLL for (int n = 0; n < NR; n++) vstore(acc + (m * NR + n) * 16, sum[m][n]);                                  \
+    }
+
+#define BF16_TILE(MR, NR)                                                                                             \
+    static void NAME(bf16_##MR##x##NR)(const uint16_t *x, long x_stride, const uint16_t *w, long w_stride, long count, \
+                                       float *acc, int first) {                                                       \
+        v16f sum[MR][NR];                                                                                             \
+        UNROLL for (int m = 0; m < MR; m++)                                                                                  \
+            UNROLL for (int n = 0; n < NR; n++) sum[m][n] = first ? vzero() : vload(acc + (m * NR + n) * 16);                \
+        for (long k = 0; k < count; k += 2) {                                                                         \
+            v16i b[NR];                                                                                               \
+            UNROLL for (int n = 0; n < NR; n++) b[n] = iload(w + n * w_stride + k * 16);                                     \
+            UNROLL for (int m = 0; m < MR; m++) {                                                                            \
+                v16i a = ibroadcast(x + m * x_stride + k);                                                            \
+                UNROLL for (int n = 0; n < NR; n++) sum[m][n] = dot2(sum[m][n], a, b[n]);                                    \
+            }                                                                                                         \
+        }                                                                                                             \
+        UNROLL for (int m = 0; m < MR; m++)                                                                                  \
+            UNROLL for (int n = 0; n < NR; n++) vstore(acc + (m * NR + n) * 16, sum[m][n]);                                  \
+    }
+
+// One group of k after another: integers within a group, then one fused multiply-add into the float32 sum.
+#define INT_TILE(MR, NR, BITS)                                                                                        \
+    static void NAME(int##BITS##_##MR##x##NR)(const Weight *w, const Rows *x, long row, long panel, float *acc) {     \
+        long step = BITS == 4 ? 8 : 16, groups = w->inputs / w->group, panel_bytes = w->inputs * 2 * BITS;            \
+        const int8_t *values = (const int8_t *)x->values + row * w->inputs;                                           \
+        const char *weights = w->panels + panel * panel_bytes;                                                        \
+        memset(acc, 0, sizeof(float) * MR * NR * 16);                                                                 \
+        for (long g = 0; g < groups; g++) {                                                                           \
+            v16i sum[MR][NR];                                                                                         \
+            UNROLL for (int m = 0; m < MR; m++)                                                                              \
+                UNROLL for (int n = 0; n < NR; n++)                                                                          \
+                    sum[m][n] = iset(-(BITS == 4 ? 8 : 128) * x->sums[(row + m) * groups + g]);                       \
+            for (long k = g * w->group; k < (g + 1) * w->group; k += step) {                                          \
+                if (BITS == 4) {                                                                                      \
+                    v16i low[NR], high[NR];                                                                           \
+                    UNROLL for (int n = 0; n < NR; n++) {                                                                    \
+                        v16i both = iload(weights + n * panel_bytes + k * 8);                                         \
+                        low[n] = low_nibbles(both), high[n] = high_nibbles(both);                                     \
+                    }                                                                                                 \
+                    UNROLL for (int m = 0; m < MR; m++) {                                                                    \
+                        v16i a = ibroadcast(values + m * w->inputs + k);                                              \
+                        v16i b = ibroadcast(values + m * w->inputs + k + 4);                                          \
+                        UNROLL for (int n = 0; n < NR; n++) sum[m][n] = dot4(dot4(sum[m][n], low[n], a), high[n], b);        \
+                    }                                                                                                 \
+                } else {                                                                                              \
+                    UNROLL for (int j = 0; j < 16; j += 4) {                                                                 \
+                        v16i b[NR];                                                                                   \
+                        UNROLL for (int n = 0; n < NR; n++) b[n] = iload(weights + n * panel_bytes + (k + j) * 16);          \
+                        UNROLL for (int m = 0; m < MR; m++) {                                                                \
+                            v16i a = ibroadcast(values + m * w->inputs + k + j);                                      \
+                            UNROLL for (int n = 0; n < NR; n++) sum[m][n] = dot4(sum[m][n], b[n], a);                        \
+                        }                                                                                             \
+                    }                                                                                                 \
+                }                                                                                                     \
+            }                                                                                                         \
+            UNROLL for (int n = 0; n < NR; n++) {                                                                            \
+                v16f scale = load_scales(w->scales, w->scale_kind, (panel + n) * groups + g);                         \
+                UNROLL for (int m = 0; m < MR; m++) {                                                                        \
+                    float *at = acc + (m * NR + n) * 16;                                                              \
+                    v16f both = vmul(scale, vset(x->scales[(row + m) * groups + g]));                                 \
+                    vstore(at, vfma(to_float(sum[m][n]), both, vload(at)));                                           \
+                }                                                                                                     \
+            }                                                                                                         \
+        }                                                                                                             \
+    }
+
+// Few rows: many panels at once keep the arithmetic units busy; many rows: two panels serve as many as registers hold.
+#define TILES(T, ...)                                                                                                 \
+    T(1, 8, ##__VA_ARGS__) T(1, 4, ##__VA_ARGS__) T(2, 4, ##__VA_ARGS__) T(4, 4, ##__VA_ARGS__)                       \
+    T(1, 2, ##__VA_ARGS__) T(2, 2, ##__VA_ARGS__) T(4, 2, ##__VA_ARGS__) T(10, 2, ##__VA_ARGS__)                      \
+    T(1, 1, ##__VA_ARGS__) T(2, 1, ##__VA_ARGS__) T(4, 1, ##__VA_ARGS__) T(10, 1, ##__VA_ARGS__)
+TILES(FLOAT_TILE)
+TILES(BF16_TILE)
+TILES(INT_TILE, 8)
+TILES(INT_TILE, 4)
+
+#define CASE(MR, NR, CALL) \
+    case MR * 16 + NR: NAME(CALL##_##MR##x##NR) ARGS; break;
+#define RUN(CALL, mr, nr) \
+    switch ((mr) * 16 + (nr)) { TILES(CASE, CALL) }
+
+static int tile_rows(long left, int nr) {
+    if (nr == 8) return 1;
+    if (nr < 4 && left >= 10) return 10;
+    return left >= 4 ? 4 : left >= 2 ? 2 : 1;
+}
+
+INLINE v16f widen_e4m3(const uint8_t *p) {  // sign, four bits of exponent (bias 7), three of fraction; no infinities
+    uint32_t lanes[16];
+    for (int i = 0; i < 16; i++) lanes[i] = (uint32_t)(p[i] & 0x80) << 24 | (uint32_t)(p[i] & 0x7f) << 20;
+    float floats[16];
+    memcpy(floats, lanes, 64);
+    return vmul(vload(floats), vset(0x1p120f));  // from bias 7 to 127; denormals come out right, too
+}
+
+// `count` inputs from k of one panel as float32 [count][16].
+static void NAME(widen)(const Weight *w, long panel, long k, long count, float *out) {
+    long groups = w->inputs / w->group;
+    for (long i = 0; i < count; i += 8) {
+        v16f scale = load_scales(w->scales, w->scale_kind, panel * groups + (k + i) / w->group);
+        if (w->kind == FLOAT8) {
+            const uint8_t *p = (const uint8_t *)w->panels + (panel * w->inputs + k + i) * 16;
+            for (int j = 0; j < 8; j++) vstore(out + (i + j) * 16, vmul(widen_e4m3(p + j * 16), scale));
+            continue;
+        }
+        uint8_t bytes[8][16];  // [k][output]
+        for (int half = 0; half < 2; half++) {
+            const uint8_t *p = (const uint8_t *)w->panels;
+            p += w->kind == INT4 ? (panel * w->inputs + k + i) * 8 : (panel * w->inputs + k + i + 4 * half) * 16;
+            for (int n = 0; n < 16; n++)
+                for (int j = 0; j < 4; j++)
+                    bytes[4 * half + j][n] = w->kind == INT8 ? p[n * 4 + j] : half ? p[n * 4 + j] >> 4 : p[n * 4 + j] & 15;
+        }
+        v16f zero = vset(w->kind == INT4 ? 8.0f : 128.0f);
+        for (int j = 0; j < 8; j++) vstore(out + (i + j) * 16, vmul(vsub(load_u8(bytes[j]), zero), scale));
+    }
+}
+
+enum { PIECE = 128, MOST_ROWS = 480 };  // widened inputs at once (two panels: 16 KB); rows whose sums stay in cache
+
+static void NAME(panel_group)(const Weight *w, const Rows *x, long rows, long panel, int nr, float *acc) {
+    if (w->kind == FLOAT32 || w->kind == BFLOAT16 || w->exact) {
+        float wide[8 * 16 * PIECE];
+        int widened = w->kind != FLOAT32 && w->kind != BFLOAT16;
+        long piece = widened ? PIECE / (nr > 2 ? nr / 2 : 1) : w->inputs;
+        for (long k = 0; k < w->inputs; k += piece) {
+            long count = k + piece < w->inputs ? piece : w->inputs - k;
+            for (int n = 0; widened && n < nr; n++) NAME(widen)(w, panel + n, k, count, wide + n * piece * 16);
+            const float *weights = widened ? wide : (const float *)w->panels + (panel * w->inputs + k) * 16;
+            long stride = widened ? piece * 16 : w->inputs * 16;
+            for (long row = 0; row < rows;) {
+                int mr = tile_rows(rows - row, nr);
+                float *at = acc + row * nr * 16;
+                if (w->kind == BFLOAT16) {
+                    const uint16_t *half = (const uint16_t *)w->panels + panel * w->inputs * 16;
+#define ARGS ((const uint16_t *)x->values + row * w->inputs, w->inputs, half, stride, count, at, 1)
+                    RUN(bf16, mr, nr)
+#undef ARGS
+                } else {
+#define ARGS ((const float *)x->values + row * w->inputs + k, w->inputs, weights, stride, count, at, k == 0)
+                    RUN(float, mr, nr)
+#undef ARGS
+                }
+                row += mr;
+            }
+        }
+        return;
+    }
+    for (long row = 0; row < rows;) {
+        int mr = tile_rows(rows - row, nr);
+        float *at = acc + row * nr * 16;
+#define ARGS (w, x, row, panel, at)
+        if (w->kind == INT4) RUN(int4, mr, nr)
+        else RUN(int8, mr, nr)
+#undef ARGS
+        row += mr;
+    }
+}
+
+// One row to int8, a scale a group: the largest magnitude becomes 127.
+static void quantize_row(const void *x, int bf16, long width, const Weight *w, int8_t *values, float *scales, int32_t *sums) {
+    for (long g = 0; g < w->inputs / w->group; g++) {
+        v16f most = vzero();
+        for (long k = g * w->group; k < (g + 1) * w->group; k += 16) {
+            if (k >= width) break;
+            most = vmax(most, vabs(k + 16 <= width ? load_any(x, k, bf16) : load_tail(x, k, width, bf16)));
+        }
+        float largest = vmaximum(most), inverse = largest > 0 ? 127.0f / largest : 0;
+        scales[g] = largest / 127.0f;
+        int32_t sum = 0;
+        for (long k = g * w->group; k < (g + 1) * w->group; k += 16) {
+            v16f v = k + 16 <= width ? load_any(x, k, bf16) : k < width ? load_tail(x, k, width, bf16) : vzero();
+            store_i8(values + k, to_int(vmul(v, vset(inverse))));
+            for (int i = 0; i < 16; i++) sum += values[k + i];
+        }
+        sums[g] = sum;
+    }
+}
+
+// Rows [rows, width] of the stream's dtype in the form that the weight's kind takes, in `scratch` where they must change.
+static Rows prepare(const Weight *w, const char *x, int bf16, long rows, long width, char *scratch, int threads) {
+    Rows ready = {x, NULL, NULL};
+    long groups = w->inputs / w->group, size = bf16 ? 2 : 4;
+    if (!w->exact && (w->kind == INT8 || w->kind == INT4)) {
+        float *scales = (float *)scratch;
+        int32_t *sums = (int32_t *)(scales + rows * groups);
+        int8_t *values = (int8_t *)(sums + rows * groups);
+#pragma omp parallel for num_threads(threads) schedule(static) if (rows > 4)
+        for (long r = 0; r < rows; r++)
+            quantize_row(x + r * width * size, bf16, width, w, values + r * w->inputs, scales + r * groups, sums + r * groups);
+        return (Rows){(char *)values, scales, sums};
+    }
+    int wanted = w->kind == BFLOAT16 ? 2 : 4;
+    if (wanted == size && width == w->inputs) return ready;
+#pragma omp parallel for num_threads(threads) schedule(static) if (rows > 4)
+    for (long r = 0; r < rows; r++) {
+        char *row = scratch + r * w->inputs * wanted;
+        if (wanted == size) memcpy(row, x + r * width * size, width * size);
+        else
+            for (long k = 0; k < width; k += 16) {  // between float32 and bfloat16
+                long end = k + 16 < width ? k + 16 : width;
+                store_tail(row, k, end, load_tail(x + r * width * size, k, end, bf16), !bf16);
+            }
+        memset(row + width * wanted, 0, (w->inputs - width) * wanted);
+    }
+    ready.values = scratch;
+    return ready;
+}
+
+// out [rows, outputs] = x [rows, width] @ weight.T, both in float32 or (`bf16`) bfloat16, float32 inside.
+// scratch: rows * (inputs * 4 + inputs / group * 8) bytes.
+void NAME(linear)(const Weight *w, const void *x, void *out, long rows, long width, int bf16, char *scratch, int threads) {
+    Rows ready = prepare(w, x, bf16, rows, width, scratch, threads);
+    long panels = (w->outputs + 15) / 16, groups = w->inputs / w->group;
+    int value_size = w->kind == BFLOAT16 ? 2 : w->exact || w->kind == FLOAT32 ? 4 : 1, size = bf16 ? 2 : 4;
+    int wide = rows == 1 ? 8 : rows < 10 ? 4 : 2;
+    long work = rows * w->outputs * w->inputs;
+#pragma omp parallel num_threads(threads) if (work > 100000)
+    {
+        long thread = omp_get_thread_num(), count = omp_get_num_threads();
+        long first = panels * thread / count, last = panels * (thread + 1) / count;
+        float acc[MOST_ROWS * 2 * 16];
+        for (long block = 0; block < rows; block += MOST_ROWS) {
+            long some = rows - block < MOST_ROWS ? rows - block : MOST_ROWS;
+            Rows here = {ready.values + block * w->inputs * value_size, ready.scales + block * groups, ready.sums + block * groups};
+            for (long panel = first; panel < last;) {
+                int nr = last - panel >= wide ? wide : 1;
+                NAME(panel_group)(w, &here, some, panel, nr, acc);
+                for (long row = 0; row < some; row++)
+                    for (int n = 0; n < nr; n++)
+                        store_panel((char *)out + (block + row) * w->outputs * size, (panel + n) * 16, w->outputs,
+                                    vload(acc + (row * nr + n) * 16), bf16);
+                panel += nr;
+            }
+        }
+    }
+}

@@ -1,0 +1,93 @@
+"""Weights in few bytes: integers with a scale for every group of inputs, and 8-bit floats with a scale a row.
+
+Legend: N outputs, K inputs, S groups of inputs.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from puna.errors import PunaError
+
+GROUP = {4: 32, 8: 128}  # inputs that share a scale where nobody says; Llama's own 4-bit releases use 32
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """weight[n, k] = values[n, k] * scales[n, k // group]: symmetric integers."""
+
+    bits: int  # 4 or 8
+    values: Tensor  # int8 [N, K]: -8..7 or -128..127
+    scales: Tensor  # [N, S], float16, bfloat16 or float32
+    group: int  # inputs that share a scale; K where there is one a row
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """[N, K] of the weight."""
+        return self.values.shape[0], self.values.shape[1]
+
+    def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        """The weight [N, K]."""
+        scales = self.scales.float().repeat_interleave(self.group, 1)[:, : self.values.shape[1]]
+        return (self.values * scales).to(dtype)
+
+
+@dataclass(frozen=True)
+class Float8:
+    """weight[n, k] = values[n, k] * scales[n]: 8-bit floats (e4m3), a scale a row."""
+
+    values: Tensor  # float8_e4m3fn [N, K]
+    scales: Tensor  # float32 [N, 1]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """[N, K] of the weight."""
+        return self.values.shape[0], self.values.shape[1]
+
+    def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        """The weight [N, K]."""
+        return (self.values.float() * self.scales.float()).to(dtype)
+
+
+Weight = Tensor | Quantized | Float8
+
+
+def quantize(weight_NK: Tensor, bits: int, group: int | None = None) -> Quantized:
+    """The nearest symmetric integers, each group's scale chosen among a few for the least squared error.
+
+    A scale that clips the largest weight a little often serves the others better: at 4 bits that saves about a tenth
+    of the error. Raises PunaError for other widths than 4 and 8 bits.
+    """
+    if bits not in GROUP:
+        raise PunaError(f"weights can be quantised to 4 or 8 bits, not {bits}")
+    group = min(group or GROUP[bits], weight_NK.shape[1])
+    N, K = weight_NK.shape
+    top = 2 ** (bits - 1) - 1
+    scales_NS = torch.empty(N, -(-K // group), dtype=torch.float16)
+    values_NK = torch.empty(N, K, dtype=torch.int8)
+    rows = max(1, (1 << 20) // K)  # blocks that stay in cache
+    for start in range(0, N, rows):
+        block = torch.nn.functional.pad(weight_NK[start : start + rows].float(), (0, -K % group))
+        grouped = block.unflatten(1, (-1, group))
+        largest = grouped.abs().amax(-1, keepdim=True)
+        if bits == 8:
+            scale = _storable(largest / top)
+        else:
+            signed = torch.where(grouped.amax(-1, keepdim=True) >= largest, -largest, largest)
+            candidates = [_storable(signed / 8), *(_storable(largest * c / top) for c in (1.0, 0.92, 0.85))]
+            errors = torch.stack([(_rounded(grouped, s, top) * s - grouped).square().sum(-1) for s in candidates])
+            scale = torch.stack(candidates).gather(0, errors.argmin(0)[None, ..., None]).squeeze(0)
+        scales_NS[start : start + rows] = scale.squeeze(-1)
+        values_NK[start : start + rows] = _rounded(grouped, scale, top).flatten(1)[:, :K]
+    return Quantized(bits, values_NK, scales_NS, group)
+
+
+def _storable(scale: Tensor) -> Tensor:
+    """As float16 will keep it; never zero, so that nothing is divided by it."""
+    halved = scale.half().float()
+    return torch.where(halved == 0, torch.full_like(halved, 2.0**-24), halved)
+
+
+def _rounded(grouped: Tensor, scale: Tensor, top: int) -> Tensor:
+    return (grouped / scale).round_().clamp_(-top - 1, top)
