@@ -176,12 +176,19 @@ class HuggingFaceSource:
         if name in self._stored:
             stored = self._stored[name]
             return self._files[stored].read(stored)
+        return self.read_rows(name, 0, self.config.num_experts)
+
+    def read_rows(self, name: str, start: int, stop: int) -> Tensor:
+        """Rows (of experts: whole experts) start..stop-1 along the first axis, without reading the others."""
+        if name in self._stored:
+            stored = self._stored[name]
+            return self._files[stored].read_rows(stored, start, stop)
         prefix, _, kind = name.rpartition(".")
         kinds = ("down",) if kind == "down_proj" else ("gate", "up")
         first = self._files[self._split[prefix][0, kinds[0]]].read(self._split[prefix][0, kinds[0]])
-        fused = first.new_empty(self.shapes()[name])
+        fused = first.new_empty(stop - start, *self.shapes()[name][1:])
         for (expert, part), stored in self._split[prefix].items():
-            if part in kinds:
-                columns = fused[expert].chunk(len(kinds), -1)[kinds.index(part)]
+            if part in kinds and start <= expert < stop:
+                columns = fused[expert - start].chunk(len(kinds), -1)[kinds.index(part)]
                 columns.copy_(self._files[stored].read(stored).T)
         return fused

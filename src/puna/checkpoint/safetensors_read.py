@@ -97,15 +97,25 @@ class SafetensorsFile:
     def read(self, name: str) -> Tensor:
         """One tensor, in its stored dtype. Raises PunaError for a dtype that is no plain float."""
         entry = self.entries[name]
+        return self._read(name, entry.shape, entry.begin)
+
+    def read_rows(self, name: str, start: int, stop: int) -> Tensor:
+        """Rows start..stop-1 along the first axis, and no other bytes of the tensor; otherwise as `read`."""
+        entry = self.entries[name]
+        row_bytes = (entry.end - entry.begin) // entry.shape[0]
+        return self._read(name, (stop - start, *entry.shape[1:]), entry.begin + start * row_bytes)
+
+    def _read(self, name: str, shape: tuple[int, ...], begin: int) -> Tensor:
+        entry = self.entries[name]
         if entry.dtype not in DTYPES:
             raise PunaError(
                 f"{self.path}, tensor {name}: dtype {entry.dtype} is not supported. "
                 f"Save it as one of {', '.join(DTYPES)}."
             )
-        tensor = torch.empty(entry.shape, dtype=DTYPES[entry.dtype])
+        tensor = torch.empty(shape, dtype=DTYPES[entry.dtype])
         buffer = tensor.view(-1).view(torch.uint8).numpy().data
         with self.path.open("rb", buffering=0) as file:
-            file.seek(entry.begin)
+            file.seek(begin)
             done = 0
             while done < len(buffer):
                 count = os.readv(file.fileno(), [buffer[done:]])
