@@ -1,5 +1,6 @@
 """`puna generate`: one prompt, one answer, on standard output."""
 
+import os
 import sys
 from typing import Any
 
@@ -22,6 +23,8 @@ def generate(
     device: str = typer.Option("cpu", "--device", help="Where to run, as torch names it."),
     dtype: str | None = typer.Option(None, "--dtype", help="float32, bfloat16 or float16; default: as stored."),
     context: int | None = typer.Option(None, "--context", help="Cap the context length, in tokens."),
+    expert_parallel: int | None = typer.Option(None, "--expert-parallel", min=1,
+                                               help="Under torchrun: deal the experts out over this many processes."),
     as_json: bool = typer.Option(False, "--json", help="Print one JSON object when done, instead of streaming."),
 ) -> None:
     """Continue a prompt once and print the result.
@@ -29,6 +32,8 @@ def generate(
     Example: puna generate --prompt "The llama is" --max-tokens 40
 
     Without a tokenizer: puna generate stories260K.bin --ids 1,2,3 --max-tokens 20
+
+    Over two processes: torchrun --nproc-per-node 2 -m puna generate --prompt "The llama is" (the first one prints)
     """
     from puna.engine import Options, Sampling, load
 
@@ -38,17 +43,20 @@ def generate(
         stop=stop or None, ignore_eos=ignore_eos,
     )  # fmt: skip
     Sampling().with_options(options)  # a wrong flag is told before a long load
-    llama = load(model, device=device, dtype=dtype, context=context)
+    llama = load(model, device=device, dtype=dtype, context=context, expert_parallel=expert_parallel)
+    quiet = os.environ.get("RANK", "0") != "0"  # torchrun's other processes compute along
     stream = llama.stream(text_or_ids, **options)
     speaks = llama.tokenizer is not None
     first = True
     for piece in stream:
-        if as_json:
+        if as_json or quiet:
             continue
         shown = piece.text if speaks else "".join(f"{'' if first else ','}{id}" for id in piece.token_ids)
         first = first and not shown
         sys.stdout.write(shown)
         sys.stdout.flush()
+    if quiet:
+        return
     if as_json:
         _print_json(stream.reply)
     else:
@@ -67,7 +75,7 @@ def _prompt(prompt: str | None, ids: str | None, chat: bool) -> Any:
         except ValueError:
             raise PunaError(f'--ids must be whole numbers with commas, as in "1,2,3", not {ids!r:.80}') from None
     if prompt is None:
-        if sys.stdin.isatty():
+        if sys.stdin.isatty() or "RANK" in os.environ:  # torchrun's processes can't all read the same input
             raise PunaError('there is no prompt: give --prompt "TEXT", --ids "1,2,3", or pipe text in')
         prompt = sys.stdin.read().removesuffix("\n")
     return [{"role": "user", "content": prompt}] if chat else prompt

@@ -1,7 +1,7 @@
 """`load` and `Model`: the front door. Checks what a caller asks for, then hands a `Request` to the loop."""
 
-from collections.abc import Mapping, Sequence
-from functools import cached_property
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property, partial
 from operator import index
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Unpack
@@ -36,12 +36,15 @@ def load(
     kv: str | None = None,
     speculate: Any = None,
     prefix_cache: bool = True,
+    expert_parallel: int | None = None,
 ) -> "Model":
     """Load a checkpoint by bundled name ("cria"), hub id, folder or file.
 
     dtype: None keeps the stored one; else a torch dtype or "float32", "bfloat16", "float16".
     context: caps the context length, in tokens. quantize, kv, speculate: only None (for speculate also False) so far.
     prefix_cache: accepted, without effect so far: every prompt is computed afresh (answers are the same either way).
+    Under torchrun each process loads its share of the weights (docs/parallel.md); expert_parallel: over how many of
+    them the routed experts are dealt out, None chooses.
     Raises PunaError: unknown name, damaged checkpoint, missing device, a setting that doesn't exist yet.
     """
     for name, value in (("quantize", quantize), ("kv", kv), ("speculate", speculate or None)):
@@ -53,12 +56,21 @@ def load(
     wanted = _dtype(dtype)
     from puna.checkpoint import load as load_checkpoint
     from puna.checkpoint.hub import resolve
+    from puna.engine import sharded
 
-    loaded = load_checkpoint(resolve(str(name_or_path)), device=str(target), dtype=wanted)
+    path = resolve(str(name_or_path))
+    make: Callable[..., Model] = Model
+    if sharded.processes() > 1:
+        loaded, share = sharded.load_share(path, target, wanted, expert_parallel)
+        make = partial(sharded.ShardedModel, share)
+    elif expert_parallel not in (None, 1):
+        raise PunaError(f"expert_parallel={expert_parallel} needs several processes; start them with torchrun")
+    else:
+        loaded = load_checkpoint(path, device=str(target), dtype=wanted)
     given = loaded.generation
     defaults = Sampling().with_options({"temperature": given.temperature, "top_p": given.top_p, "top_k": given.top_k})
-    return Model(loaded.model, loaded.tokenizer, defaults=defaults, stop_ids=given.eos_token_ids, context=context,
-                 generation=given)  # fmt: skip
+    return make(loaded.model, loaded.tokenizer, defaults=defaults, stop_ids=given.eos_token_ids, context=context,
+                generation=given)  # fmt: skip
 
 
 def _device(device: str | torch.device) -> torch.device:
