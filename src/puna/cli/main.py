@@ -19,6 +19,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "pull": ("puna.cli.pull:pull", "Download a checkpoint from a hub."),
     "list": ("puna.cli.list_models:list_models", "List the Llama family: sizes, context, licence."),
     "show": ("puna.cli.show:show", "Show one model: shape, parameters, memory, claims."),
+    "plan": ("puna.cli.plan:plan", "Show how a model splits over processes, and the bytes of each."),
     "train": ("puna.cli.train:train", "Train a model from scratch on text and chats."),
     "export": ("puna.cli.export:export", "Write a checkpoint in another format."),
 }
