@@ -117,9 +117,9 @@ FILES: list[Command] = [
     Command("config.json is of another family", config(architectures=["Qwen3ForCausalLM"]), GENERATE,
             "tiny/config.json: architecture 'Qwen3ForCausalLM' is not of this family. Choose another checkpoint. "
             "Supported: LlamaForCausalLM, Llama4ForCausalLM, Llama4ForConditionalGeneration."),
-    Command("quantised safetensors", config(quantization_config={"quant_method": "fbgemm_fp8"}), GENERATE,
-            "tiny/config.json: the weights are quantised (fbgemm_fp8), which is not supported yet. Load the bfloat16 "
-            "release of this model, or a GGUF file of it."),
+    Command("quantised in a way that isn't read", config(quantization_config={"quant_method": "gptq"}), GENERATE,
+            "tiny/config.json: the weights are quantised (gptq), which is not supported; puna reads compressed-tensors "
+            "and fbgemm_fp8. Load another release of this model, or a GGUF file of it."),
     Command("config.json is missing", without("config.json"), GENERATE,
             "tiny/config.json is missing. The download may be incomplete: fetch it again."),
     Command("a pickle with code in a .pth",

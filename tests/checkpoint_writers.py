@@ -125,8 +125,8 @@ def write_meta(folder: Path, model: Decoder, ranks: int, nested: bool = False) -
     (folder / "params.json").write_text(json.dumps({"model": params} if nested else params))
 
 
-def write_split_experts(folder: Path, model: Decoder) -> None:
-    """Write a Llama 4 folder with one tensor an expert and projection, as quantisation tools want it."""
+def split_experts(model: Decoder) -> dict[str, Tensor]:
+    """Hugging Face's names and weights, with one tensor an expert and projection, as quantisation tools want it."""
     config, state = model.config, {}
     for name, tensor in model.state_dict().items():
         stored = hf_name(name, config)
@@ -140,9 +140,14 @@ def write_split_experts(folder: Path, model: Decoder) -> None:
                     state[f"{match[1]}.{expert}.up_proj.weight"] = up.T
         else:
             state[stored] = tensor
+    return state
+
+
+def write_split_experts(folder: Path, model: Decoder) -> None:
+    """Write a Llama 4 folder with split experts."""
     folder.mkdir(parents=True, exist_ok=True)
-    write_file(folder / "model.safetensors", state)
-    (folder / "config.json").write_text(json.dumps(write_config(config, model.dtype)))
+    write_file(folder / "model.safetensors", split_experts(model))
+    (folder / "config.json").write_text(json.dumps(write_config(model.config, model.dtype)))
 
 
 def write_llama2c(path: Path, model: Decoder) -> None:

@@ -54,7 +54,7 @@ def edit_json(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
         (lambda c: c.update(architectures=["MistralForCausalLM"]), ["MistralForCausalLM", "Supported"]),
         (lambda c: c.update(architectures=["MllamaForConditionalGeneration"]), ["Vision", "not supported yet"]),
         (lambda c: c.update(architectures="Llama"), ["architectures must be a list"]),
-        (lambda c: c.update(quantization_config={"quant_method": "fbgemm_fp8"}), ["fbgemm_fp8", "not supported yet"]),
+        (lambda c: c.update(quantization_config={"quant_method": "gptq"}), ["gptq", "not supported", "compressed-te"]),
         (lambda c: c.update(attention_bias=True), ["attention_bias", "biases"]),
         (lambda c: c.update(mlp_bias=True), ["mlp_bias", "biases"]),
         (lambda c: c.update(hidden_act="gelu"), ["hidden_act", "silu"]),

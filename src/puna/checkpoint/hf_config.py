@@ -27,16 +27,10 @@ def read_config(path: Path) -> ModelConfig:
     """The decoder's shape from a config.json.
 
     Raises PunaError for a missing or invalid file, a missing or mistyped key, and for what is not supported:
-    other architectures, quantised weights, biases, other activations and rope scalings.
+    other architectures, biases, other activations and rope scalings.
     """
     top = Fields(read_json(path), path)
     architecture = _architecture(top)
-    if "quantization_config" in top:
-        method = (top.section("quantization_config") or top).text("quant_method") or "unknown method"
-        raise PunaError(
-            f"{path}: the weights are quantised ({method}), which is not supported yet. "
-            "Load the bfloat16 release of this model, or a GGUF file of it."
-        )
     fields = top
     if architecture == "Llama4ForConditionalGeneration":
         section = top.section("text_config")

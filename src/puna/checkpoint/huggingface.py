@@ -1,4 +1,7 @@
-"""Hugging Face folders: config.json and safetensors, one file or many with an index, experts fused or split."""
+"""Hugging Face folders: config.json and safetensors, one file or many with an index, experts fused or split.
+
+Weights may be floats, or compressed as `puna.checkpoint.compressed_config` knows.
+"""
 
 import math
 import re
@@ -7,12 +10,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from puna.checkpoint.compressed_config import read_quantisation
 from puna.checkpoint.hf_config import read_config, read_generation
-from puna.checkpoint.safetensors_read import Entry, SafetensorsFile
+from puna.checkpoint.safetensors_read import SafetensorsFile
 from puna.checkpoint.source import GenerationDefaults
+from puna.checkpoint.stored import Stored, collect, stacked
 from puna.checkpoint.validate import read_json, weights_file
 from puna.errors import PunaError
 from puna.family.config import ModelConfig
+from puna.model.quantized import Weight
 from puna.text.tokenizer import Tokenizer
 
 INDEX = "model.safetensors.index.json"
@@ -33,9 +39,10 @@ class HuggingFaceSource:
         self.generation: GenerationDefaults = read_generation(folder / "generation_config.json", self.config)
         self._stored: dict[str, str] = {}  # decoder's name -> stored name
         self._split: dict[str, dict[tuple[int, str], str]] = {}  # "layers.N....experts" -> (expert, kind) -> stored
-        self._files: dict[str, SafetensorsFile] = {}  # stored name -> file
-        self._notes: list[str] = []
+        self._files: dict[str, SafetensorsFile] = {}  # stored tensor -> file
         self._open(file)
+        self._weights: dict[str, Stored]
+        self._weights, self._notes = collect(self._files, read_quantisation(folder / "config.json"))
         self._name_tensors()
         self._settle_head()
 
@@ -84,7 +91,7 @@ class HuggingFaceSource:
 
     def _name_tensors(self) -> None:
         vision = []
-        for stored in self._files:
+        for stored in self._weights:
             if stored.endswith("rotary_emb.inv_freq"):
                 continue  # a buffer of old transformers versions, computed from the config
             if _VISION.match(stored):
@@ -106,7 +113,7 @@ class HuggingFaceSource:
                 raise PunaError(f"{self.path} holds {name} twice, as {self._stored[name]} and as {stored}.")
             self._stored[name] = stored
         if vision:
-            count = sum(math.prod(self._entry(stored).shape) for stored in vision)
+            count = sum(math.prod(self._weights[stored].shape) for stored in vision)
             self._notes.append(f"Left out {len(vision)} vision tensors ({count:,} parameters): this load is text only.")
         self._check_split()
 
@@ -121,11 +128,13 @@ class HuggingFaceSource:
                         f"(the configuration has {self.config.num_experts} experts)."
                     )
             for kind in ("gate", "up", "down"):
-                shapes = {e: self._entry(parts[e, kind]).shape for e in range(self.config.num_experts)}
+                shapes = {e: self._weights[parts[e, kind]].shape for e in range(self.config.num_experts)}
                 odd = next((e for e, shape in shapes.items() if shape != shapes[0] or len(shape) != 2), None)
                 if odd is not None:
                     stored = parts[odd, kind]
-                    raise PunaError(f"{self._place(stored)} has shape {list(shapes[odd])}, unlike its fellow experts.")
+                    raise PunaError(
+                        f"{self._weights[stored].where} has shape {list(shapes[odd])}, unlike its fellow experts."
+                    )
 
     def _settle_head(self) -> None:
         """A head stored beside a tied embedding is dropped if equal and used if not, as transformers 5 does."""
@@ -140,12 +149,6 @@ class HuggingFaceSource:
             self._notes.append("The configuration ties lm_head.weight to the embedding, but they differ: not tied.")
             self.config = self.config.with_(tie_word_embeddings=False)
 
-    def _entry(self, stored: str) -> Entry:
-        return self._files[stored].entries[stored]
-
-    def _place(self, stored: str) -> str:
-        return f"{self._files[stored].path}, tensor {stored}"
-
     def tokenizer(self) -> Tokenizer | None:
         """See `Source.tokenizer`."""
         from puna.text import load_tokenizer
@@ -154,10 +157,10 @@ class HuggingFaceSource:
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """See `Source.shapes`."""
-        shapes = {name: self._entry(stored).shape for name, stored in self._stored.items()}
+        shapes = {name: self._weights[stored].shape for name, stored in self._stored.items()}
         for prefix, parts in self._split.items():
-            out, width = self._entry(parts[0, "gate"]).shape
-            down_out, down_in = self._entry(parts[0, "down"]).shape
+            out, width = self._weights[parts[0, "gate"]].shape
+            down_out, down_in = self._weights[parts[0, "down"]].shape
             shapes[f"{prefix}.gate_up_proj"] = (self.config.num_experts, width, 2 * out)
             shapes[f"{prefix}.down_proj"] = (self.config.num_experts, down_in, down_out)
         return shapes
@@ -165,30 +168,42 @@ class HuggingFaceSource:
     def where(self, name: str) -> str:
         """See `Source.where`."""
         if name in self._stored:
-            return self._place(self._stored[name])
-        prefix, _, kind = name.rpartition(".")
-        parts = self._split[prefix]
-        stored = parts[0, "down" if kind == "down_proj" else "gate"]
-        return f"{self._place(stored)} and its fellow experts"
+            return self._weights[self._stored[name]].where
+        prefix, kinds = self._experts(name)
+        stored = self._split[prefix][0, kinds[0]]
+        return f"{self._weights[stored].where} and its fellow experts"
 
     def read(self, name: str) -> Tensor:
         """See `Source.read`."""
         if name in self._stored:
-            stored = self._stored[name]
-            return self._files[stored].read(stored)
+            return self._weights[self._stored[name]].read()
         return self.read_rows(name, 0, self.config.num_experts)
 
     def read_rows(self, name: str, start: int, stop: int) -> Tensor:
         """Rows (of experts: whole experts) start..stop-1 along the first axis, without reading the others."""
         if name in self._stored:
-            stored = self._stored[name]
-            return self._files[stored].read_rows(stored, start, stop)
-        prefix, _, kind = name.rpartition(".")
-        kinds = ("down",) if kind == "down_proj" else ("gate", "up")
-        first = self._files[self._split[prefix][0, kinds[0]]].read(self._split[prefix][0, kinds[0]])
+            return self._weights[self._stored[name]].read_rows(start, stop)
+        prefix, kinds = self._experts(name)
+        first = self._weights[self._split[prefix][start, kinds[0]]].read()
         fused = first.new_empty(stop - start, *self.shapes()[name][1:])
         for (expert, part), stored in self._split[prefix].items():
             if part in kinds and start <= expert < stop:
                 columns = fused[expert - start].chunk(len(kinds), -1)[kinds.index(part)]
-                columns.copy_(self._files[stored].read(stored).T)
+                columns.copy_(self._weights[stored].read().T)
         return fused
+
+    def read_packed(self, name: str) -> Weight | list[Weight]:
+        """See `Source.read_packed`."""
+        if name in self._stored:
+            return self._weights[self._stored[name]].read_packed()
+        prefix, kinds = self._experts(name)
+        parts = self._split[prefix]
+        return [
+            stacked([self._weights[parts[expert, kind]].read_packed() for kind in kinds])
+            for expert in range(self.config.num_experts)
+        ]
+
+    def _experts(self, name: str) -> tuple[str, tuple[str, ...]]:
+        """The prefix of a layer's split experts, and which of their projections make up `name`."""
+        prefix, _, kind = name.rpartition(".")
+        return prefix, ("down",) if kind == "down_proj" else ("gate", "up")

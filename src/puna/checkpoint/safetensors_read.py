@@ -8,6 +8,7 @@ cast or rearranged copy's file pages together. Format: 8 bytes little-endian hea
 import json
 import math
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from torch import Tensor
 from puna.errors import PunaError
 
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+# What quantised weights are made of; nobody else's weights are integers.
+BITS = {"I8": torch.int8, "I32": torch.int32, "I64": torch.int64, "F8_E4M3": torch.float8_e4m3fn}
 _MAX_HEADER = 100_000_000  # bytes; the safetensors library's own limit
 _AGAIN = "Download the file again."
 
@@ -72,7 +75,8 @@ class SafetensorsFile:
             valid = False
         if not valid:
             raise PunaError(f"{self.path}, tensor {name}: damaged header entry. {_AGAIN}")
-        if dtype in DTYPES and end - begin != math.prod(shape) * DTYPES[dtype].itemsize:
+        known = (DTYPES | BITS).get(dtype)
+        if known is not None and end - begin != math.prod(shape) * known.itemsize:
             raise PunaError(
                 f"{self.path}, tensor {name}: {dtype} {list(shape)} does not fill bytes {begin} to {end}. {_AGAIN}"
             )
@@ -97,22 +101,27 @@ class SafetensorsFile:
     def read(self, name: str) -> Tensor:
         """One tensor, in its stored dtype. Raises PunaError for a dtype that is no plain float."""
         entry = self.entries[name]
-        return self._read(name, entry.shape, entry.begin)
+        return self._read(name, entry.shape, entry.begin, DTYPES)
+
+    def read_bits(self, name: str) -> Tensor:
+        """As `read`, of the integers and 8-bit floats too that make up a quantised weight."""
+        entry = self.entries[name]
+        return self._read(name, entry.shape, entry.begin, DTYPES | BITS)
 
     def read_rows(self, name: str, start: int, stop: int) -> Tensor:
         """Rows start..stop-1 along the first axis, and no other bytes of the tensor; otherwise as `read`."""
         entry = self.entries[name]
         row_bytes = (entry.end - entry.begin) // entry.shape[0]
-        return self._read(name, (stop - start, *entry.shape[1:]), entry.begin + start * row_bytes)
+        return self._read(name, (stop - start, *entry.shape[1:]), entry.begin + start * row_bytes, DTYPES)
 
-    def _read(self, name: str, shape: tuple[int, ...], begin: int) -> Tensor:
+    def _read(self, name: str, shape: tuple[int, ...], begin: int, dtypes: Mapping[str, torch.dtype]) -> Tensor:
         entry = self.entries[name]
-        if entry.dtype not in DTYPES:
+        if entry.dtype not in dtypes:
             raise PunaError(
                 f"{self.path}, tensor {name}: dtype {entry.dtype} is not supported. "
-                f"Save it as one of {', '.join(DTYPES)}."
+                f"Save it as one of {', '.join(dtypes)}."
             )
-        tensor = torch.empty(shape, dtype=DTYPES[entry.dtype])
+        tensor = torch.empty(shape, dtype=dtypes[entry.dtype])
         buffer = tensor.view(-1).view(torch.uint8).numpy().data
         with self.path.open("rb", buffering=0) as file:
             file.seek(begin)
