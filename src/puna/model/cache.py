@@ -1,24 +1,33 @@
 """Keys and values of earlier tokens. Each layer's kind decides what it keeps; the model does not know which it has."""
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from puna.family.config import ModelConfig
+from puna.model.causal import attend
 
 
 class LayerCache(Protocol):
     """What attention needs of a layer's cache."""
 
-    length: int  # tokens seen so far
-
-    def append(self, k_BSGK: Tensor, v_BSGK: Tensor) -> tuple[Tensor, Tensor, int]:
-        """Take the next S tokens; return the keys and values they may look at [B, T, G, K] and the first's position."""
+    def attend(self, q_BSHK: Tensor, k_BSGK: Tensor, v_BSGK: Tensor) -> Tensor:
+        """Take the next S tokens; causal attention [B, S, H, K] of their queries over all that they may see."""
         ...
 
-    def bytes(self) -> int:
-        """Bytes held now."""
+
+class ModelCache(Protocol):
+    """What the decoder needs of a cache: one part a layer, and where the next tokens stand."""
+
+    @property
+    def layers(self) -> Sequence[LayerCache]:
+        """One a layer."""
+        ...
+
+    def positions(self, length: int, device: torch.device) -> Tensor:
+        """The positions [S] of the next `length` tokens."""
         ...
 
 
@@ -31,7 +40,7 @@ class FullCache:
         self._v: Tensor | None = None
 
     def append(self, k_BSGK: Tensor, v_BSGK: Tensor) -> tuple[Tensor, Tensor, int]:
-        """See `LayerCache.append`; all tokens stay visible, so the first position is 0."""
+        """Take the next S tokens; return all keys and values [B, T, G, K] and the first's position, 0."""
         end = self.length + k_BSGK.shape[1]
         self._k = _grown(self._k, self.length, end, k_BSGK)
         self._v = _grown(self._v, self.length, end, v_BSGK)
@@ -39,6 +48,12 @@ class FullCache:
         self._v[:, self.length : end] = v_BSGK
         self.length = end
         return self._k[:, :end], self._v[:, :end], 0
+
+    def attend(self, q_BSHK: Tensor, k_BSGK: Tensor, v_BSGK: Tensor) -> Tensor:
+        """See `LayerCache.attend`."""
+        start = self.length
+        k_BTGK, v_BTGK, first = self.append(k_BSGK, v_BSGK)
+        return attend(q_BSHK, k_BTGK, v_BTGK, start, first, None)
 
     def bytes(self) -> int:
         """Bytes held now, spare room included."""
@@ -55,7 +70,8 @@ class ChunkCache:
         self._v: Tensor | None = None
 
     def append(self, k_BSGK: Tensor, v_BSGK: Tensor) -> tuple[Tensor, Tensor, int]:
-        """See `LayerCache.append`; visible are the rest of the chunk in progress and the new tokens."""
+        """Take the next S tokens; return the keys and values of the chunk in progress and the new tokens [B, T, G, K],
+        and the first's position."""
         kept = self.length % self.chunk
         first = self.length - kept
         new = k_BSGK.shape[1]
@@ -78,6 +94,12 @@ class ChunkCache:
         buffer[:, start : start + new.shape[1]] = new
         return buffer
 
+    def attend(self, q_BSHK: Tensor, k_BSGK: Tensor, v_BSGK: Tensor) -> Tensor:
+        """See `LayerCache.attend`."""
+        start = self.length
+        k_BTGK, v_BTGK, first = self.append(k_BSGK, v_BSGK)
+        return attend(q_BSHK, k_BTGK, v_BTGK, start, first, self.chunk)
+
     def bytes(self) -> int:
         """Bytes held now: at most one chunk."""
         return sum(x.numel() * x.element_size() for x in (self._k, self._v) if x is not None)
@@ -99,12 +121,16 @@ class Cache:
 
     def __init__(self, config: ModelConfig) -> None:
         chunks = (config.chunk(i) for i in range(config.num_layers))
-        self.layers: list[LayerCache] = [ChunkCache(chunk) if chunk else FullCache() for chunk in chunks]
+        self.layers = [ChunkCache(chunk) if chunk else FullCache() for chunk in chunks]
 
     @property
     def length(self) -> int:
         """Tokens seen so far."""
         return self.layers[0].length
+
+    def positions(self, length: int, device: torch.device) -> Tensor:
+        """See `ModelCache.positions`."""
+        return torch.arange(self.length, self.length + length, device=device)
 
     def bytes(self) -> int:
         """Bytes held by all layers now."""

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from puna.family.config import ModelConfig
 from puna.model.attention import Attention
-from puna.model.cache import Cache, LayerCache
+from puna.model.cache import Cache, LayerCache, ModelCache
 from puna.model.feedforward import FeedForward, MixtureOfExperts
 from puna.model.linear import Embedding, Linear
 from puna.model.norm import RMSNorm
-from puna.model.rope import inverse_frequencies, rotation
+from puna.model.rope import Positions, inverse_frequencies
 
 
 class Block(nn.Module):
@@ -31,10 +31,8 @@ class Block(nn.Module):
             else FeedForward(config.hidden_size, config.intermediate_size)
         )
 
-    def forward(
-        self, x_BSD: Tensor, positions_S: Tensor, rotation: tuple[Tensor, Tensor], cache: LayerCache | None
-    ) -> Tensor:
-        x_BSD = x_BSD + self.self_attn(self.input_layernorm(x_BSD), positions_S, rotation, cache)
+    def forward(self, x_BSD: Tensor, positions: Positions, cache: LayerCache | None) -> Tensor:
+        x_BSD = x_BSD + self.self_attn(self.input_layernorm(x_BSD), positions, cache)
         return x_BSD + self.feed_forward(self.post_attention_layernorm(x_BSD))
 
 
@@ -69,20 +67,28 @@ class Decoder(nn.Module):
         """An empty cache for one batch of equally long rows."""
         return Cache(self.config)
 
-    def hidden(self, token_ids_BS: Tensor, cache: Cache | None = None) -> Tensor:
+    def hidden(self, token_ids_BS: Tensor, cache: ModelCache | None = None) -> Tensor:
         """Final normalised states [B, S, D]; with a cache, the tokens continue what it holds."""
         wide, frequencies = torch.promote_types(self.dtype, torch.float32), self._frequencies
         if frequencies is None or (frequencies.device, frequencies.dtype) != (token_ids_BS.device, wide):
             self._frequencies = frequencies = inverse_frequencies(self.config, token_ids_BS.device, wide)
-        start = cache.length if cache else 0
-        positions_S = torch.arange(start, start + token_ids_BS.shape[1], device=token_ids_BS.device)
-        turns = rotation(positions_S, frequencies)
+        length, device = token_ids_BS.shape[1], token_ids_BS.device
+        positions_S = cache.positions(length, device) if cache else torch.arange(length, device=device)
+        positions = Positions.of(positions_S, frequencies, self.config.attention_temperature)
         x_BSD = self.embed_tokens(token_ids_BS)
         for i, block in enumerate(self.layers):
-            x_BSD = block(x_BSD, positions_S, turns, cache.layers[i] if cache else None)
+            x_BSD = block(x_BSD, positions, cache.layers[i] if cache else None)
         return self.norm(x_BSD)
 
-    def forward(self, token_ids_BS: Tensor, cache: Cache | None = None, last_only: bool = False) -> Tensor:
-        """Logits [B, S, V], or [B, 1, V] of the last position, in the weights' dtype."""
+    def forward(
+        self,
+        token_ids_BS: Tensor,
+        cache: ModelCache | None = None,
+        last_only: bool = False,
+        rows: Tensor | None = None,
+    ) -> Tensor:
+        """Logits [B, S, V] in the weights' dtype; of the last position [B, 1, V], or of positions `rows` [B, R, V]."""
         x_BSD = self.hidden(token_ids_BS, cache)
+        if rows is not None:
+            x_BSD = x_BSD[:, rows]
         return F.linear(x_BSD[:, -1:] if last_only else x_BSD, self.head_weight)

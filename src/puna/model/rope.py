@@ -1,12 +1,15 @@
 """Rotary positions, with both of the family's scalings and both storage orders of the pairs."""
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from puna.family.config import ModelConfig, RopeScaling
-from puna.model.norm import at_least_float32
+from puna.family.config import AttentionTemperature, ModelConfig, RopeScaling
+from puna.model.native import Kernels
+from puna.model.native_attention import kernels_for, run_angles, run_turn
+from puna.model.norm import at_least_float32, rms_normalise
 
 
 def scale_frequencies(frequencies: Tensor, scaling: RopeScaling) -> Tensor:
@@ -42,6 +45,9 @@ def inverse_frequencies(
 
 def rotation(positions_S: Tensor, frequencies: Tensor) -> tuple[Tensor, Tensor]:
     """Cosine and sine of each position's angles [S, K/2], in the frequencies' dtype."""
+    kernels = _kernels(frequencies, 2 * len(frequencies))
+    if kernels and frequencies.dtype == torch.float32:
+        return run_angles(kernels, positions_S, frequencies)
     angles = positions_S.to(frequencies.dtype)[:, None] * frequencies
     return angles.cos(), angles.sin()
 
@@ -58,3 +64,69 @@ def rotate_halves(x_BSHK: Tensor, cos_SK: Tensor, sin_SK: Tensor) -> Tensor:
     first, second = at_least_float32(x_BSHK).chunk(2, -1)
     cos, sin = cos_SK[:, None], sin_SK[:, None]
     return torch.cat((first * cos - second * sin, second * cos + first * sin), -1).to(x_BSHK.dtype)
+
+
+def _kernels(x: Tensor, head_dim: int) -> Kernels | None:
+    """Our kernels, where nothing is differentiated, traced or elsewhere than on the CPU."""
+    if torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return None
+    return kernels_for(x.device, x.dtype, head_dim)
+
+
+@dataclass(frozen=True)
+class Positions:
+    """What depends on the tokens' positions, computed once a pass: rotations, and the queries' scale on NoPE layers."""
+
+    turns: tuple[Tensor, Tensor]  # cosine and sine [S, K/2]
+    scale_S: Tensor | None
+
+    @staticmethod
+    def of(positions_S: Tensor, frequencies: Tensor, temperature: AttentionTemperature | None) -> "Positions":
+        """Of these positions, with `inverse_frequencies` of the config."""
+        scale_S = None
+        if temperature is not None:
+            # one by one: the last bit of a vector's logarithm would depend on where in the vector it stands
+            scales = [
+                1 + temperature.scale * math.log1p((position + 1) // temperature.floor)
+                for position in positions_S.tolist()
+            ]
+            scale_S = torch.tensor(scales, dtype=frequencies.dtype, device=positions_S.device)
+        return Positions(rotation(positions_S, frequencies), scale_S)
+
+
+@dataclass(frozen=True)
+class Rotary:
+    """What one layer does with positions: rotate queries and keys (then normalise them, in Scout), or scale queries."""
+
+    rotates: bool
+    adjacent: bool  # the pairs' order
+    norm_eps: float | None
+    scales: bool
+
+    @staticmethod
+    def of(config: ModelConfig, layer: int) -> "Rotary":
+        """Of a layer of this config."""
+        rotates = config.uses_rope(layer)
+        return Rotary(
+            rotates,
+            config.rope_pairs == "adjacent",
+            config.rms_norm_eps if config.qk_norm and rotates else None,
+            config.attention_temperature is not None and not rotates,
+        )
+
+    def __call__(self, q_BSHK: Tensor, k_BSGK: Tensor, positions: Positions) -> tuple[Tensor, Tensor]:
+        """The queries and keys that attention takes; the arguments may be written over."""
+        if not (self.rotates or self.scales):
+            return q_BSHK, k_BSGK
+        scale_S = positions.scale_S if self.scales else None
+        kernels = _kernels(q_BSHK, q_BSHK.shape[-1])
+        if kernels:
+            turns = positions.turns if self.rotates else None
+            return run_turn(kernels, q_BSHK, k_BSGK, turns, scale_S, self.adjacent, self.norm_eps)
+        if scale_S is not None:
+            return (q_BSHK * scale_S[:, None, None]).to(q_BSHK.dtype), k_BSGK
+        rotate = rotate_adjacent if self.adjacent else rotate_halves
+        q_BSHK, k_BSGK = rotate(q_BSHK, *positions.turns), rotate(k_BSGK, *positions.turns)
+        if self.norm_eps is None:
+            return q_BSHK, k_BSGK
+        return rms_normalise(q_BSHK, self.norm_eps), rms_normalise(k_BSGK, self.norm_eps)
