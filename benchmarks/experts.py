@@ -4,14 +4,13 @@ Interleaved repetitions, medians. FLOP counted = 2 * 3 * D * F * tokens * (1 rou
 needs. The roof is this machine's own rate for one large matrix product of the same dtype, measured in the same run.
 """
 
-import argparse
 import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from rows import machine, write_rows
+from rows import machine, parser, write_rows
 from transformers import Llama4TextConfig
 from transformers.models.llama4.modeling_llama4 import Llama4TextMoe
 
@@ -44,10 +43,11 @@ def layers(width: int, hidden: int, experts: int, dtype: torch.dtype) -> tuple[M
 @torch.no_grad()
 def main() -> None:
     """Measure, print and record one row a dtype."""
-    parser = argparse.ArgumentParser()
+    arguments = parser("Experts against transformers")
     for name, value in (("width", 1024), ("hidden", 1024), ("experts", 16), ("tokens", 2048), ("repeats", 9)):
-        parser.add_argument(f"--{name}", type=int, default=value)
-    args = parser.parse_args()
+        arguments.add_argument(f"--{name}", type=int, default=value)
+    args = arguments.parse_args()
+    torch.set_num_threads(args.threads)
     rows = []
     for dtype in (torch.float32, torch.bfloat16):
         ours, theirs = layers(args.width, args.hidden, args.experts, dtype)
@@ -66,7 +66,8 @@ def main() -> None:
               f"{flop / mine / 1e9:.0f} GFLOP/s = {share:.0%} of the roof, largest relative difference {gap:.1e}")
         rows.append(f"| expert layer D{args.width} F{args.hidden} E{args.experts}, {args.tokens} tokens, {name} | "
                     f"{mine * 1e3:.1f} ms | {peer * 1e3:.1f} ms | {peer / mine:.2f}x | {share:.0%} of matrix roof |")
-    write_rows(Path(__file__), "Sparse experts against transformers' Llama4TextMoe", rows, machine())
+    write_rows(Path(__file__), "Sparse experts against transformers' Llama4TextMoe", rows, f"{machine()}; medians, interleaved",
+               document=args.document)  # fmt: skip
 
 
 if __name__ == "__main__":

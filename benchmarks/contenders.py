@@ -1,0 +1,172 @@
+"""The engines that single.py and moe.py compare, each in a process of its own, driven with token ids alone.
+
+`Contender.answer` gives the arrival time of every token of one greedy answer, in seconds from the request, so that all
+engines are timed by one clock in one way: the first token is the prefill, the rest are decoding.
+"""
+
+import importlib.util
+import multiprocessing
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, Protocol
+
+import models
+import torch
+
+LLAMA_CPP_TYPES = {"bf16": "BF16", "int8": "Q8_0", "int4": "Q4_0"}
+
+
+class Engine(Protocol):
+    """One loaded model. `weight_bytes`: what one decoded token reads of the weights."""
+
+    weight_bytes: int
+
+    def answer(self, ids: list[int], count: int) -> list[float]: ...
+
+
+class Puna:
+    """Ours, by its public face."""
+
+    def __init__(self, path: Path, bits: str) -> None:
+        import puna
+
+        self.llama = puna.load(path, dtype="bfloat16", quantize=None if bits == "bf16" else bits, prefix_cache=False)
+        self.weight_bytes = decoder_bytes(self.llama.decoder)
+
+    def answer(self, ids: list[int], count: int) -> list[float]:
+        """Arrival seconds of `count` greedy tokens."""
+        begun, arrivals = time.perf_counter(), []
+        for piece in self.llama.stream(ids, max_tokens=count, temperature=0.0, ignore_eos=True):
+            arrivals += [time.perf_counter() - begun] * len(piece.token_ids)
+        return arrivals
+
+
+class LlamaCpp:
+    """llama.cpp by its Python bindings: batches of 512, its own thread pool, key/value cache in float16."""
+
+    def __init__(self, path: Path) -> None:
+        import llama_cpp
+        import numpy as np
+
+        self.api, self.argmax = llama_cpp, np.argmax
+        threads = torch.get_num_threads()
+        self.llama = llama_cpp.Llama(str(path), n_ctx=4096, n_batch=512, n_threads=threads, n_threads_batch=threads,
+                                     verbose=False)  # fmt: skip
+        self.weight_bytes = gguf_bytes(path)
+
+    def answer(self, ids: list[int], count: int) -> list[float]:
+        """Arrival seconds of `count` greedy tokens."""
+        import numpy as np
+
+        self.llama.reset()
+        begun, arrivals, fed = time.perf_counter(), [], ids
+        for _ in range(count):
+            self.llama.eval(fed)
+            logits = self.api.llama_get_logits_ith(self.llama.ctx, -1)
+            fed = [int(np.ctypeslib.as_array(logits, (self.llama.n_vocab(),)).argmax())]
+            arrivals.append(time.perf_counter() - begun)
+        return arrivals
+
+
+class Transformers:
+    """transformers in bfloat16 with its default attention: greedy steps over a dynamic cache, without `generate`."""
+
+    def __init__(self, path: Path) -> None:
+        import transformers
+
+        transformers.logging.set_verbosity_error()
+        self.model = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=torch.bfloat16).eval()
+        self.weight_bytes = decoder_bytes(self.model)
+
+    @torch.no_grad()
+    def answer(self, ids: list[int], count: int) -> list[float]:
+        """Arrival seconds of `count` greedy tokens."""
+        begun, arrivals, cache, fed = time.perf_counter(), [], None, torch.tensor([ids])
+        for _ in range(count):
+            out = self.model(fed, past_key_values=cache, use_cache=True, logits_to_keep=1)
+            cache, fed = out.past_key_values, out.logits[:, -1].argmax(-1, keepdim=True)
+            fed.tolist()
+            arrivals.append(time.perf_counter() - begun)
+        return arrivals
+
+
+def decoder_bytes(module: torch.nn.Module) -> int:
+    """Bytes of all weights but an input embedding of its own: of that, a token reads one row."""
+    head = getattr(module, "head_weight", None)  # ours, tied or not
+    if head is None:
+        output = getattr(module, "get_output_embeddings", lambda: None)()
+        head = None if output is None else output.weight
+    inputs = next((m.weight for m in module.modules() if isinstance(m, torch.nn.Embedding)), None)
+    tensors = {t.data_ptr(): t for t in (*module.parameters(), *module.buffers())}
+    if inputs is not None and (head is None or head.data_ptr() != inputs.data_ptr()):
+        tensors.pop(inputs.data_ptr(), None)
+    return sum(t.numel() * t.element_size() for t in tensors.values())
+
+
+def gguf_bytes(path: Path) -> int:
+    """Bytes of all tensors in a file whose embedding is tied, so that each is read for a token."""
+    from gguf import GGUFReader
+
+    return sum(int(tensor.n_bytes) for tensor in GGUFReader(path).tensors)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A contender by name: how to make it, and the module that it needs."""
+
+    name: str
+    make: Callable[..., Engine]
+    arguments: tuple[Any, ...]
+    needs: str = "puna"
+
+    @property
+    def missing(self) -> bool:
+        """Whether its package isn't installed."""
+        return importlib.util.find_spec(self.needs) is None
+
+
+def entries(shape: str, bits: str) -> list[Entry]:
+    """Ours and llama.cpp at these bits, and transformers at bf16, the only one that it runs at its best here."""
+    path = models.checkpoint(shape)
+    found = [Entry(f"puna {bits}", Puna, (path, bits))]
+    kind = LLAMA_CPP_TYPES[bits]
+    if importlib.util.find_spec("llama_cpp"):
+        found.append(Entry(f"llama.cpp {kind}", LlamaCpp, (models.gguf(shape, kind),), "llama_cpp"))
+    if bits == "bf16":
+        found.append(Entry("transformers bf16", Transformers, (path,), "transformers"))
+    return found
+
+
+class Contender:
+    """An engine in a process of its own, so that thread pools and memory don't meet."""
+
+    def __init__(self, entry: Entry, threads: int) -> None:
+        self.name = entry.name
+        spawn = multiprocessing.get_context("spawn")
+        self._pipe, theirs = spawn.Pipe()
+        self._process = spawn.Process(target=_serve, args=(theirs, entry.make, entry.arguments, threads), daemon=True)
+        self._process.start()
+        theirs.close()
+        self.weight_bytes, self.load_seconds = self._pipe.recv()
+
+    def answer(self, ids: list[int], count: int) -> list[float]:
+        """Arrival seconds of `count` tokens after the prompt `ids`."""
+        self._pipe.send((ids, count))
+        return self._pipe.recv()
+
+    def close(self) -> None:
+        """End the process."""
+        self._pipe.send(None)
+        self._process.join()
+
+
+def _serve(pipe: Connection, make: Callable[..., Engine], arguments: tuple[Any, ...], threads: int) -> None:
+    torch.set_num_threads(threads)
+    begun = time.perf_counter()
+    engine = make(*arguments)
+    pipe.send((engine.weight_bytes, time.perf_counter() - begun))
+    while (task := pipe.recv()) is not None:
+        pipe.send(engine.answer(*task))

@@ -1,0 +1,153 @@
+"""Many requests at once, ours against llama.cpp's server and transformers: `python benchmarks/serving.py`.
+
+Three parts: a burst of requests of mixed lengths (all services); time between tokens, quiet and while long prompts
+arrive (ours); time to the first token of a prompt whose long beginning was seen before, against one that is new (ours).
+"""
+
+import random
+import statistics
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import models
+from contenders import LLAMA_CPP_TYPES
+from rows import machine, parser, write_rows
+from services import (
+    Answered,
+    Asked,
+    InProcess,
+    Service,
+    find_llama_server,
+    llama_server,
+    puna_server,
+    puna_threads,
+    transformers_batching,
+)
+
+QUIET, ARRIVALS, PREFIXES = 8, 4, 3  # running requests, long prompts that arrive among them, prefixes tried
+OWN = 32  # tokens of a prompt after its shared beginning
+NOTES = (
+    "Burst: {requests} requests at once, prompts evenly spread from {short} to {long} random token ids, answers of "
+    "{answer} tokens; tokens/s = answer tokens / seconds from the first request to the last token. ttft: time to the "
+    "first token, median; tbt: time between tokens, median and 99th percentile. Ours is asked {door}; llama-server is "
+    "built from the sources in llama-cpp-python 0.3.36 over that package's libraries (AMX off), one slot a request; "
+    "transformers runs `generate_batch` in steps of at most 512 tokens."
+)
+
+
+@dataclass(frozen=True)
+class Summary:
+    """One run of several requests. Times in seconds."""
+
+    tokens_per_second: float
+    first: float
+    between: float
+    between_p99: float
+
+    @classmethod
+    def of(cls, answers: Iterable[Answered]) -> "Summary":
+        """From when each token came."""
+        answers = list(answers)
+        wall = max(a.arrivals[-1] for a in answers) - min(a.sent for a in answers)
+        gaps = sorted(gap for a in answers for gap in a.gaps)
+        return cls(sum(len(a.arrivals) for a in answers) / wall, statistics.median(a.first for a in answers),
+                   statistics.median(gaps), gaps[int(0.99 * (len(gaps) - 1))])  # fmt: skip
+
+    def __str__(self) -> str:
+        return (f"{self.tokens_per_second:.1f} tok/s, ttft {self.first:.1f} s, tbt {self.between * 1e3:.0f}/"
+                f"{self.between_p99 * 1e3:.0f} ms")  # fmt: skip
+
+
+def burst(shape: str, requests: int, short: int, long: int, answer: int) -> list[Asked]:
+    """All at once: lengths evenly spread, in a seeded random order."""
+    lengths = [short + (long - short) * i // max(1, requests - 1) for i in range(requests)]
+    random.Random(models.SEED).shuffle(lengths)
+    return [Asked(models.random_ids(shape, length, seed=100 + i), answer) for i, length in enumerate(lengths)]
+
+
+def disturbed(service: Service, shape: str, short: int, long: int, answer: int) -> tuple[Summary, Summary]:
+    """`QUIET` short requests alone, then the same while `ARRIVALS` long prompts come in, one after the other."""
+    running = [Asked(models.random_ids(shape, short, seed=200 + i), answer) for i in range(QUIET)]
+    alone = service.run(running)
+    begin = max(a.arrivals[0] for a in alone) - min(a.sent for a in alone)
+    step = (max(a.arrivals[-1] for a in alone) - min(a.sent for a in alone) - begin) / (ARRIVALS + 1)
+    again = [Asked(models.random_ids(shape, short, seed=300 + i), answer) for i in range(QUIET)]
+    late = [Asked(models.random_ids(shape, long, seed=400 + i), 2, begin + step * i) for i in range(ARRIVALS)]
+    return Summary.of(alone), Summary.of(service.run([*again, *late])[:QUIET])
+
+
+def shared_prefix(service: Service, shape: str, length: int) -> tuple[float, float]:
+    """Median seconds to the first token of a prompt with a new beginning, and with one that was just seen."""
+    times = []
+    for number in range(PREFIXES):
+        prefix = models.random_ids(shape, length, seed=500 + number)
+        pair = [service.run([Asked(prefix + models.random_ids(shape, OWN, seed=600 + 2 * number + i), 2)])[0].first
+                for i in range(2)]  # fmt: skip
+        times.append(pair)
+    new, seen = (statistics.median(column) for column in zip(*times, strict=True))
+    return new, seen
+
+
+def main() -> None:
+    """Measure, print and record."""
+    arguments = parser("Many requests at once")
+    arguments.add_argument("--shape", default="1b", choices=models.SHAPES)
+    arguments.add_argument("--bits", nargs="+", default=["int4", "bf16"], choices=["int4", "int8", "bf16"])
+    for name, value in (("requests", 16), ("short", 128), ("long", 1024), ("answer", 128), ("prefix", 2000)):
+        arguments.add_argument(f"--{name}", type=int, default=value)
+    arguments.add_argument("--llama-server", help="the binary; default: the one in PATH")
+    arguments.add_argument("--peers", nargs="*", default=["llama-server", "transformers"],
+                           choices=["llama-server", "transformers"])  # fmt: skip
+    arguments.add_argument("--http", action="store_true", help="ask ours through `puna serve`, not from threads")
+    args = arguments.parse_args()
+    path, asked = models.checkpoint(args.shape), burst(args.shape, args.requests, args.short, args.long, args.answer)
+    rows, peers = [], {}
+
+    def measured(start: Callable[[], Service]) -> tuple[Service, Summary]:
+        service = start()
+        service.run([Asked(asked[0].ids[: args.short], 4)])
+        summary = Summary.of(service.run(asked))
+        print(f"{service.name}: {summary}", flush=True)
+        return service, summary
+
+    binary = find_llama_server(args.llama_server)
+    if "llama-server" in args.peers and binary is None:
+        print("llama-server: not in PATH and not given by --llama-server, so it is left out")
+    for bits in args.bits if binary and "llama-server" in args.peers else ():
+        file = models.gguf(args.shape, LLAMA_CPP_TYPES[bits])
+        service, peers[bits, "llama-server"] = measured(
+            lambda file=file: llama_server(binary, file, args.threads, args.requests, args.long + args.answer))
+        service.close()
+    if "transformers" in args.peers:
+        tokens = sum(len(one.ids) + one.count for one in asked)
+        service, theirs = measured(
+            lambda: InProcess("transformers bf16", transformers_batching, args.threads, path, tokens))
+        service.close()
+        peers |= {(bits, "transformers bf16"): theirs for bits in args.bits}
+    for bits in args.bits:
+        service, ours = measured(
+            lambda bits=bits: puna_server(path, bits) if args.http
+            else InProcess(f"puna {bits}", puna_threads, args.threads, path, bits))
+        for (_, name), theirs in ((key, value) for key, value in peers.items() if key[0] == bits):
+            rows.append(f"| burst, {bits} | {ours} | {name} {theirs} | "
+                        f"{ours.tokens_per_second / theirs.tokens_per_second:.2f}x |")
+        if bits == args.bits[0]:
+            quiet, busy = disturbed(service, args.shape, args.short, args.long, args.answer)
+            rows.append(f"| tbt p99 of {QUIET} requests while {ARRIVALS} prompts of {args.long} arrive, {bits} | "
+                        f"{busy.between_p99 * 1e3:.0f} ms (median {busy.between * 1e3:.0f}) | quiet: "
+                        f"{quiet.between_p99 * 1e3:.0f} ms (median {quiet.between * 1e3:.0f}) | "
+                        f"{busy.between_p99 / quiet.between_p99:.2f}x |")
+            new, seen = shared_prefix(service, args.shape, args.prefix)
+            rows.append(f"| ttft with a shared prefix of {args.prefix}, {bits} | {seen * 1e3:.0f} ms | prefix new: "
+                        f"{new * 1e3:.0f} ms | {new / seen:.1f}x |")
+        service.close()
+    notes = NOTES.format(requests=args.requests, short=args.short, long=args.long, answer=args.answer,
+                         door="through `puna serve`" if args.http else "by one thread a request in its own process")
+    print(*rows, sep="\n")
+    write_rows(Path(__file__), f"{args.requests} requests at once, shape {args.shape}", rows, f"{machine()}; one run each", notes=notes,
+               columns=("what", "ours", "peer", "ratio"), document=args.document)  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
