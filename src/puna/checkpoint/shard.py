@@ -52,7 +52,7 @@ def read_cut(source: Source, name: str, shape: tuple[int, ...], cuts: tuple[Cut,
     if not cuts:
         return source.read(name)
     if read_rows is None:
-        return _narrowed(source.read(name), cuts).clone()
+        return narrowed(source.read(name), cuts).clone()
     rows = next((cut.ranges for cut in cuts if cut.axis == 0), ((0, shape[0]),))
     others = tuple(cut for cut in cuts if cut.axis)
     if not others and len(rows) == 1:
@@ -61,7 +61,7 @@ def read_cut(source: Source, name: str, shape: tuple[int, ...], cuts: tuple[Cut,
     out, at = torch.empty(0), 0
     for first, last in rows:
         for start in range(first, last, step):
-            block = _narrowed(read_rows(name, start, min(last, start + step)), others)
+            block = narrowed(read_rows(name, start, min(last, start + step)), others)
             if not at:
                 out = block.new_empty(sum(stop - start for start, stop in rows), *block.shape[1:])
             out[at : at + len(block)] = block
@@ -69,7 +69,8 @@ def read_cut(source: Source, name: str, shape: tuple[int, ...], cuts: tuple[Cut,
     return out
 
 
-def _narrowed(tensor: Tensor, cuts: tuple[Cut, ...]) -> Tensor:
+def narrowed(tensor: Tensor, cuts: tuple[Cut, ...]) -> Tensor:
+    """The part of a whole tensor that the cuts describe, often a view of it."""
     for cut in cuts:
         parts = [tensor.narrow(cut.axis, start, stop - start) for start, stop in cut.ranges]
         tensor = parts[0] if len(parts) == 1 else torch.cat(parts, cut.axis)
