@@ -49,13 +49,12 @@ class LlamaCpp:
 
     def __init__(self, path: Path) -> None:
         import llama_cpp
-        import numpy as np
 
-        self.api, self.argmax = llama_cpp, np.argmax
+        self.logits = llama_cpp.llama_get_logits_ith
         threads = torch.get_num_threads()
         self.llama = llama_cpp.Llama(str(path), n_ctx=4096, n_batch=512, n_threads=threads, n_threads_batch=threads,
                                      verbose=False)  # fmt: skip
-        self.weight_bytes = gguf_bytes(path)
+        self.weight_bytes = models.gguf_bytes(path)  # the embedding is tied, so that all is read for a token
 
     def answer(self, ids: list[int], count: int) -> list[float]:
         """Arrival seconds of `count` greedy tokens."""
@@ -65,8 +64,8 @@ class LlamaCpp:
         begun, arrivals, fed = time.perf_counter(), [], ids
         for _ in range(count):
             self.llama.eval(fed)
-            logits = self.api.llama_get_logits_ith(self.llama.ctx, -1)
-            fed = [int(np.ctypeslib.as_array(logits, (self.llama.n_vocab(),)).argmax())]
+            row = np.ctypeslib.as_array(self.logits(self.llama.ctx, -1), (self.llama.n_vocab(),))
+            fed = [int(row.argmax())]
             arrivals.append(time.perf_counter() - begun)
         return arrivals
 
@@ -106,26 +105,13 @@ def decoder_bytes(module: torch.nn.Module) -> int:
     return sum(t.numel() * t.element_size() for t in tensors.values())
 
 
-def gguf_bytes(path: Path) -> int:
-    """Bytes of all tensors in a file whose embedding is tied, so that each is read for a token."""
-    from gguf import GGUFReader
-
-    return sum(int(tensor.n_bytes) for tensor in GGUFReader(path).tensors)
-
-
 @dataclass(frozen=True)
 class Entry:
-    """A contender by name: how to make it, and the module that it needs."""
+    """A contender by name, and how to make it."""
 
     name: str
     make: Callable[..., Engine]
     arguments: tuple[Any, ...]
-    needs: str = "puna"
-
-    @property
-    def missing(self) -> bool:
-        """Whether its package isn't installed."""
-        return importlib.util.find_spec(self.needs) is None
 
 
 def entries(shape: str, bits: str) -> list[Entry]:
@@ -134,9 +120,9 @@ def entries(shape: str, bits: str) -> list[Entry]:
     found = [Entry(f"puna {bits}", Puna, (path, bits))]
     kind = LLAMA_CPP_TYPES[bits]
     if importlib.util.find_spec("llama_cpp"):
-        found.append(Entry(f"llama.cpp {kind}", LlamaCpp, (models.gguf(shape, kind),), "llama_cpp"))
+        found.append(Entry(f"llama.cpp {kind}", LlamaCpp, (models.gguf(shape, kind),)))
     if bits == "bf16":
-        found.append(Entry("transformers bf16", Transformers, (path,), "transformers"))
+        found.append(Entry("transformers bf16", Transformers, (path,)))
     return found
 
 

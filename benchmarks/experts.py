@@ -66,8 +66,8 @@ def main() -> None:
               f"{flop / mine / 1e9:.0f} GFLOP/s = {share:.0%} of the roof, largest relative difference {gap:.1e}")
         rows.append(f"| expert layer D{args.width} F{args.hidden} E{args.experts}, {args.tokens} tokens, {name} | "
                     f"{mine * 1e3:.1f} ms | {peer * 1e3:.1f} ms | {peer / mine:.2f}x | {share:.0%} of matrix roof |")
-    write_rows(Path(__file__), "Sparse experts against transformers' Llama4TextMoe", rows, f"{machine()}; medians, interleaved",
-               document=args.document)  # fmt: skip
+    write_rows(Path(__file__), "Sparse experts against transformers' Llama4TextMoe", rows,
+               f"{machine()}; medians, interleaved", document=args.document)  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -83,16 +83,26 @@ def gguf(shape: str, type: str) -> Path:
         tokenizer = train_tokenizer(["the llama walks over the high grassland"] * 2, 320)
         write_tensors(source.read, source.config, tokenizer, path, "BF16")
         return path
+    return quantise_gguf(gguf(shape, "BF16"), path, type)
+
+
+def quantise_gguf(source: Path, path: Path, type: str) -> Path:
+    """A file in llama.cpp's "Q8_0" or "Q4_0" from one in BF16, by its own quantiser. RuntimeError where that fails."""
     import llama_cpp
 
     options = llama_cpp.llama_model_quantize_default_params()
     options.ftype = {"Q8_0": llama_cpp.LLAMA_FTYPE_MOSTLY_Q8_0, "Q4_0": llama_cpp.LLAMA_FTYPE_MOSTLY_Q4_0}[type]
     part = path.with_suffix(".part")
-    source_file = gguf(shape, "BF16")
-    if llama_cpp.llama_model_quantize(str(source_file).encode(), str(part).encode(), ctypes.byref(options)):
-        raise RuntimeError(f"llama.cpp could not quantise {source_file}")
-    part.rename(path)
-    return path
+    if llama_cpp.llama_model_quantize(str(source).encode(), str(part).encode(), ctypes.byref(options)):
+        raise RuntimeError(f"llama.cpp could not quantise {source}")
+    return part.rename(path)
+
+
+def gguf_bytes(path: Path) -> int:
+    """Bytes of all tensors of a GGUF file."""
+    from gguf import GGUFReader
+
+    return sum(int(tensor.n_bytes) for tensor in GGUFReader(path).tensors)
 
 
 def random_ids(shape: str, count: int, seed: int = SEED) -> list[int]:

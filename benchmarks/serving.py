@@ -145,7 +145,8 @@ def main() -> None:
     notes = NOTES.format(requests=args.requests, short=args.short, long=args.long, answer=args.answer,
                          door="through `puna serve`" if args.http else "by one thread a request in its own process")
     print(*rows, sep="\n")
-    write_rows(Path(__file__), f"{args.requests} requests at once, shape {args.shape}", rows, f"{machine()}; one run each", notes=notes,
+    write_rows(Path(__file__), f"{args.requests} requests at once, shape {args.shape}", rows,
+               f"{machine()}; one run each", notes=notes,
                columns=("what", "ours", "peer", "ratio"), document=args.document)  # fmt: skip
 
 

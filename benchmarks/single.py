@@ -109,7 +109,8 @@ def main() -> None:
     notes = NOTES.format(read=max(reads) / 1e9, bf16=product[torch.bfloat16] / 1e12, f32=product[torch.float32] / 1e12)
     rows = table(figures, config, args.prompt, args.answer, max(reads), product[torch.bfloat16])
     print(notes, *rows, sep="\n")
-    write_rows(Path(__file__), f"One request, shape {args.shape}", rows, f"{machine()}; medians, interleaved", notes=notes,
+    write_rows(Path(__file__), f"One request, shape {args.shape}", rows,
+               f"{machine()}; medians, interleaved", notes=notes,
                document=args.document)  # fmt: skip
 
 
