@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from typer.testing import CliRunner
 
+import puna
 from puna.checkpoint import open_source, save
 from puna.checkpoint import shard as shard_module
 from puna.checkpoint.safetensors_read import SafetensorsFile
@@ -275,3 +276,24 @@ def test_plan_refuses(arguments: list[str], words: str) -> None:
     result = CliRunner().invoke(app, ["plan", *arguments])
     assert isinstance(result.exception, PunaError)
     assert re.search(words, str(result.exception)), str(result.exception)
+
+
+@pytest.mark.parametrize("command", ["chat", "serve"])
+def test_what_runs_in_one_process_is_refused_under_torchrun(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    result = CliRunner().invoke(app, [command])
+    assert isinstance(result.exception, PunaError)
+    assert "without torchrun" in str(result.exception)
+
+
+def test_several_processes_take_no_prompt_from_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    result = CliRunner().invoke(app, ["generate"], input="hello")
+    assert "give --prompt" in str(result.exception)
+
+
+def test_experts_are_dealt_out_only_among_several() -> None:
+    with pytest.raises(PunaError, match="start them with torchrun"):
+        puna.load("cria", expert_parallel=2)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from puna.cli.ranks import refuse_many
 from puna.errors import PunaError
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ def chat(
 
     Lines can also be piped in: echo "Hello" | puna chat PATH
     """
+    refuse_many("chat")
     screen = Screen()
     if Path(model).name == "cria":
         screen.note(SMALL_MODEL)

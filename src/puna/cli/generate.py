@@ -1,10 +1,11 @@
 """`puna generate`: one prompt, one answer, on standard output."""
 
-import os
 import sys
 from typing import Any
 
 import typer
+
+from puna.cli.ranks import one_of_many, prints
 
 
 def generate(
@@ -44,7 +45,7 @@ def generate(
     )  # fmt: skip
     Sampling().with_options(options)  # a wrong flag is told before a long load
     llama = load(model, device=device, dtype=dtype, context=context, expert_parallel=expert_parallel)
-    quiet = os.environ.get("RANK", "0") != "0"  # torchrun's other processes compute along
+    quiet = not prints()
     stream = llama.stream(text_or_ids, **options)
     speaks = llama.tokenizer is not None
     first = True
@@ -75,7 +76,7 @@ def _prompt(prompt: str | None, ids: str | None, chat: bool) -> Any:
         except ValueError:
             raise PunaError(f'--ids must be whole numbers with commas, as in "1,2,3", not {ids!r:.80}') from None
     if prompt is None:
-        if sys.stdin.isatty() or "RANK" in os.environ:  # torchrun's processes can't all read the same input
+        if sys.stdin.isatty() or one_of_many():  # torchrun's processes can't all read the same input
             raise PunaError('there is no prompt: give --prompt "TEXT", --ids "1,2,3", or pipe text in')
         prompt = sys.stdin.read().removesuffix("\n")
     return [{"role": "user", "content": prompt}] if chat else prompt

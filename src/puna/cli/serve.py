@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from puna.cli.ranks import refuse_many
 from puna.errors import PunaError
 
 GRACE_SECONDS = 5  # what is still answering after Ctrl-C may go on this long
@@ -27,6 +28,7 @@ def serve(
 
     Example: puna serve cria --port 8000
     """
+    refuse_many("serve")
     listener = _listen(host, port)
     with listener:
         _serve(listener, model, host, name or model, {"context": context, "dtype": dtype, "device": device})

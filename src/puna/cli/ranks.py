@@ -1,0 +1,21 @@
+"""What a command needs to know of torchrun, without importing torch."""
+
+import os
+
+from puna.errors import PunaError
+
+
+def one_of_many() -> bool:
+    """Whether torchrun started this process beside others."""
+    return "RANK" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def prints() -> bool:
+    """Whether this process shows results: the only one, or the first of several."""
+    return not one_of_many() or os.environ["RANK"] == "0"
+
+
+def refuse_many(command: str) -> None:
+    """Raise PunaError in a command that can't share its work: its processes would each do all of it."""
+    if one_of_many():
+        raise PunaError(f"`puna {command}` runs in one process; start it without torchrun (`puna generate` shares)")
