@@ -1,0 +1,83 @@
+"""Which names a condition tests: `x in ALLOWED`, `x == "a"`, `x < n`, `valid(x)`, `re.match(p, x)`; a test for
+emptiness tests nothing."""
+
+from puna.guard.code.view import Node
+
+COMPARISONS = {
+    "==",
+    "!=",
+    "===",
+    "!==",
+    "<",
+    ">",
+    "<=",
+    ">=",
+    "in",
+    "not in",
+    "=~",
+    "!~",
+    "instanceof",
+    "is",
+    "=",
+    "-eq",
+    "<>",
+}
+EMPTINESS = {
+    "len",
+    "isset",
+    "empty",
+    "is_null",
+    "strlen",
+    "defined",
+    "isEmpty",
+    "is_none",
+    "is_some",
+    "nil?",
+    "blank?",
+    "present?",
+    "hasattr",
+    "count",
+    "bool",
+    "get",
+    "has_key",
+    "has",
+    "print",
+}
+
+
+def tested(node: Node) -> set[str]:
+    """Names (and paths of members) on which the condition's outcome depends, emptiness tests aside."""
+    found: set[str] = set()
+    stack = [node]
+    for _ in range(200):
+        if not stack:
+            break
+        at = stack.pop()
+        if at.kind == "binary":
+            if at.name in COMPARISONS:
+                if not any(
+                    (a.kind == "constant" and a.value is None) or (a.kind == "string" and a.value == "")
+                    for a in at.args
+                ):
+                    for operand in at.args:
+                        _mentioned(operand, found)
+            else:
+                stack.extend(at.args)
+        elif at.kind == "call":
+            name = at.base.name if at.base is not None else ""
+            if name not in EMPTINESS:
+                for operand in at.args:
+                    _mentioned(operand, found)
+                if at.base is not None and at.base.kind == "member" and at.base.base is not None:
+                    _mentioned(at.base.base, found)
+        else:
+            stack.extend(at.children())
+    return found
+
+
+def _mentioned(node: Node, found: set[str]) -> None:
+    for below in node.walk()[:60]:
+        if below.kind == "name":
+            found.add(below.name)
+        elif below.kind == "member" and (path := below.path()):
+            found.add(path)

@@ -1,0 +1,81 @@
+"""What is known of each language's libraries, from `libraries/*.yaml`: where input comes from, what makes it safe,
+what composes text."""
+
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+import yaml
+
+from puna.errors import PunaError
+from puna.guard.code.pattern import Patterns
+
+SECTIONS = {"sources", "cleaners", "formatters", "writers", "input_marks", "handler_marks"}
+
+
+@dataclass(frozen=True)
+class Write:
+    """A function that writes into one of its arguments: argument `to` receives the composed `format` and what follows
+    it, the arguments `of`, or something labelled `label`."""
+
+    patterns: Patterns
+    to: int
+    format: int | None
+    of: tuple[int, ...]
+    label: str
+
+
+@dataclass(frozen=True)
+class Knowledge:
+    """One language's. `sources` label -> patterns of paths; `cleaners` purpose -> patterns of calls; `formatters`
+    index of the format argument -> patterns of calls;
+    `input_marks` annotations that make a parameter input; `handler_marks` those that make all parameters of a
+    function input."""
+
+    sources: dict[str, Patterns]
+    cleaners: dict[str, Patterns]
+    formatters: dict[int, Patterns]
+    writers: tuple[Write, ...]
+    input_marks: Patterns
+    handler_marks: Patterns
+    source_names: frozenset[str]  # the last segments of all source patterns
+
+
+def parse(text: str, where: str) -> Knowledge:
+    """Raises PunaError for an unknown section or a malformed entry, naming it."""
+    data: Any = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)) or {}
+    unknown = set(data) - SECTIONS
+    if unknown:
+        raise PunaError(
+            f"{where}: unknown section {sorted(unknown)[0]!r}; the sections are {', '.join(sorted(SECTIONS))}."
+        )
+    writers = tuple(
+        Write(Patterns(_list(w["call"])), int(w["to"]), w.get("format"), tuple(w.get("of", ())), w.get("label", ""))
+        for w in data.get("writers", [])
+    )
+    sources = {label: Patterns(patterns) for label, patterns in data.get("sources", {}).items()}
+    loose = next((label for label, patterns in sources.items() if patterns.loose), None)
+    if loose is not None:
+        raise PunaError(f"{where}: a pattern of source {loose!r} ends in a part with *, which is asked too often.")
+    return Knowledge(
+        sources,
+        {purpose: Patterns(patterns) for purpose, patterns in data.get("cleaners", {}).items()},
+        {int(index): Patterns(patterns) for index, patterns in data.get("formatters", {}).items()},
+        writers,
+        Patterns(data.get("input_marks", [])),
+        Patterns(data.get("handler_marks", [])),
+        frozenset(name for patterns in sources.values() for name in patterns.exact),
+    )
+
+
+def _list(value: Any) -> list[str]:
+    return value if isinstance(value, list) else [value]
+
+
+@cache
+def knowledge(language: str) -> Knowledge:
+    """Of a language; TypeScript shares JavaScript's, C++ C's."""
+    name = {"typescript": "javascript", "cpp": "c"}.get(language, language)
+    path = files("puna.guard.code") / "libraries" / f"{name}.yaml"
+    return parse(path.read_text("utf-8") if path.is_file() else "", f"libraries/{name}.yaml")

@@ -1,0 +1,220 @@
+"""Rules against what the flow analysis reports."""
+
+import bisect
+
+from puna.guard.code.conditions import Test
+from puna.guard.code.finding import Finding
+from puna.guard.code.flow import Call, Listener, Scope
+from puna.guard.code.pattern import last_name
+from puna.guard.code.rule import Alternative, Rule
+from puna.guard.code.value import Atom, Value
+from puna.guard.code.view import Node
+
+Entry = tuple[Rule, Alternative]
+_NO_ENTRIES: list[Entry] = []
+
+
+class RuleIndex:
+    """A set of rules, looked up by what they match on. Built once for each set; read only afterwards."""
+
+    def __init__(self, rules: tuple[Rule, ...]) -> None:
+        self.named: dict[str, dict[str, list[Entry]]] = {"call": {}, "assign": {}}
+        self.loose: dict[str, list[Entry]] = {}
+        for rule in rules:
+            for alternative in rule.alternatives:
+                names = alternative.patterns.names() if alternative.patterns is not None else None
+                if alternative.kind in self.named and names is not None:
+                    for name in names:
+                        self.named[alternative.kind].setdefault(name, []).append((rule, alternative))
+                else:
+                    self.loose.setdefault(alternative.kind, []).append((rule, alternative))
+
+    def at(self, kind: str, paths: tuple[str, ...]) -> list[Entry]:
+        """The entries whose patterns may match one of the paths."""
+        table = self.named[kind]
+        loose = self.loose.get(kind, _NO_ENTRIES)
+        found: list[Entry] = []
+        for name in {last_name(path) for path in paths}:
+            found.extend(table.get(name, _NO_ENTRIES))
+        return found + loose if loose else found
+
+
+class Matcher(Listener):
+    """Collects the findings of one file."""
+
+    def __init__(self, index: RuleIndex, source: bytes, language: str) -> None:
+        self.index = index
+        self.source = source
+        self.text_of_file = source.decode("utf-8", "replace")
+        self.language = language
+        self.lines = [0, *(i + 1 for i, byte in enumerate(source) if byte == 10)]
+        self.found: dict[tuple[str, int], Finding] = {}
+        self.file_matches: dict[int, bool] = {}
+
+    # ---- what is reported
+
+    def call(self, call: Call) -> None:
+        for rule, alternative in self.index.at("call", call.paths):
+            assert alternative.patterns is not None
+            if (
+                alternative.patterns.match(call.paths)
+                and self.shaped(alternative, call)
+                and self.placed(alternative, call.scope)
+            ):
+                held = _call_tests(alternative, call)
+                if held:
+                    self.add(rule, call.node, held)
+
+    def assign(self, node: Node, target: Value, value: Value, scope: Scope) -> None:
+        for rule, alternative in self.index.at("assign", target.paths):
+            if alternative.patterns is not None and alternative.patterns.match(target.paths):
+                self.consider(rule, alternative, node, {"value": value, "target": target}, scope)
+
+    def pair(self, node: Node, key: str, value: Value, scope: Scope) -> None:
+        for rule, alternative in self.index.loose.get("key", _NO_ENTRIES):
+            if alternative.regex is not None and alternative.regex.fullmatch(key):
+                self.consider(
+                    rule,
+                    alternative,
+                    value.node if value.node is not None and value.node.start >= node.start else node,
+                    {"value": value},
+                    scope,
+                )
+
+    def compare(self, node: Node, left: Value, right: Value, scope: Scope) -> None:
+        for rule, alternative in self.index.loose.get("compare", _NO_ENTRIES):
+            if node.name in alternative.operators:
+                for one, other in ((left, right), (right, left)):
+                    if self.consider(rule, alternative, node, {"one": one, "other": other}, scope):
+                        break
+
+    def text(self, node: Node, value: Value, scope: Scope) -> None:
+        for rule, alternative in self.index.loose.get("text", _NO_ENTRIES):
+            self.consider(rule, alternative, node, {"value": value}, scope)
+
+    def enter(self, scope: Scope) -> None:
+        if scope.function is None:
+            return
+        for rule, alternative in self.index.loose.get("function", _NO_ENTRIES):
+            if alternative.regex is not None and alternative.regex.search(scope.function.name):
+                self.consider(rule, alternative, scope.function, {}, scope)
+        for rule, alternative in self.index.loose.get("check", _NO_ENTRIES):
+            if alternative.check is not None and self.placed(alternative, scope):
+                for node in alternative.check(scope.function):
+                    self.add(rule, node, True)
+
+    def imported(self, node: Node, scope: Scope) -> None:
+        paths = tuple(path for _, path in node.value)
+        for rule, alternative in self.index.loose.get("import", _NO_ENTRIES):
+            if alternative.patterns is not None and alternative.patterns.match(paths):
+                self.consider(rule, alternative, node, {}, scope)
+
+    def catch(self, node: Node, scope: Scope) -> None:
+        for rule, alternative in self.index.loose.get("catch", _NO_ENTRIES):
+            if (
+                alternative.regex is not None
+                and alternative.regex.search(node.type)
+                and not (alternative.empty and not _empty(node))
+            ):
+                self.consider(rule, alternative, node, {}, scope)
+
+    # ---- judging
+
+    def consider(
+        self, rule: Rule, alternative: Alternative, node: Node, values: dict[str, Value], scope: Scope
+    ) -> bool:
+        result: Atom | bool = True
+        for name, test in alternative.tests:
+            held = test(values.get(name))
+            if not held:
+                return False
+            if held is not True:
+                result = held
+        if not self.placed(alternative, scope):
+            return False
+        self.add(rule, node, result)
+        return True
+
+    def placed(self, alternative: Alternative, scope: Scope) -> bool:
+        """Whether the file and the function around are as the rule wants them."""
+        if alternative.file is not None or alternative.not_file is not None:
+            known = self.file_matches.get(id(alternative))
+            if known is None:
+                known = alternative.file is None or alternative.file.search(self.text_of_file) is not None
+                known = known and (
+                    alternative.not_file is None or alternative.not_file.search(self.text_of_file) is None
+                )
+                self.file_matches[id(alternative)] = known
+            if not known:
+                return False
+        return all(test(scope) for test in alternative.context)
+
+    @staticmethod
+    def shaped(alternative: Alternative, call: Call) -> bool:
+        if alternative.count is not None and not alternative.count[0] <= len(call.args) <= alternative.count[1]:
+            return False
+        return not (alternative.unused and call.used) and (alternative.new is None or call.node.new == alternative.new)
+
+    def add(self, rule: Rule, node: Node, held: Atom | bool) -> None:
+        line, column = self.position(node.start)
+        end_line, end_column = self.position(node.end)
+        trace: tuple[tuple[int, str], ...] = ()
+        confidence = rule.confidence
+        if isinstance(held, Atom):
+            trace = ((self.position(held.at)[0], held.text),)
+            if held.label in ("parameter", "unknown") and confidence == "high":
+                confidence = "medium"
+        finding = Finding(
+            rule.id,
+            rule.cwe,
+            rule.severity,
+            confidence,
+            line,
+            column,
+            end_line,
+            end_column,
+            rule.message,
+            rule.fix,
+            rule.why,
+            self.language,
+            trace=trace,
+        )
+        before = self.found.get((rule.id, line))
+        if before is None or (before.confidence == "medium" and confidence == "high"):
+            self.found[(rule.id, line)] = finding
+
+    def position(self, offset: int) -> tuple[int, int]:
+        """1-based line and column (in characters) of a byte offset."""
+        line = bisect.bisect_right(self.lines, offset)
+        start = self.lines[line - 1]
+        return line, len(self.source[start:offset].decode("utf-8", "replace")) + 1
+
+
+def _call_tests(alternative: Alternative, call: Call) -> Atom | bool:
+    result: Atom | bool = True
+    for spec, test in alternative.tests:
+        held = _argument(spec, test, call)
+        if not held:
+            return False
+        if held is not True:
+            result = held
+    return result
+
+
+def _argument(spec: str, test: Test, call: Call) -> Atom | bool:
+    if spec == "receiver":
+        return test(call.receiver)
+    if spec == "any":
+        return next((held for value in call.args if (held := test(value))), False)
+    if spec == "last":
+        return test(call.args[-1] if call.args else None)
+    if spec.endswith("+"):
+        return next((held for value in call.args[int(spec[:-1]) :] if (held := test(value))), False)
+    position, _, key = spec.partition("/")
+    if position.lstrip("-").isdigit():
+        return test(call.argument(int(position), key or None))
+    return test(call.argument(None, spec))
+
+
+def _empty(node: Node) -> bool:
+    return all((n.kind == "other" and not n.args) or n.kind in ("exit", "constant") for n in node.body)

@@ -1,0 +1,66 @@
+"""Patterns for dotted paths, as rules write them.
+
+eval                 the bare name only, never `model.eval`
+os.system            this path, or one that ends in it (`a.os.system`)
+*.execute            a method of anything; `*` stands for any characters
+hashlib.{md5,sha1}   alternatives
+Runtime.getRuntime().exec    a call inside a path is written `()`, an index `[]`
+"""
+
+import re
+from collections.abc import Iterable
+
+
+def expand(text: str) -> list[str]:
+    """Braces written out: `a.{b,c}` -> `a.b`, `a.c`."""
+    found = re.search(r"\{([^{}]*)\}", text)
+    if not found:
+        return [text]
+    return [
+        whole
+        for part in found[1].split(",")
+        for whole in expand(text[: found.start()] + part.strip() + text[found.end() :])
+    ]
+
+
+def last_name(path: str) -> str:
+    """The last segment without `()` and `[]`: the key under which patterns are looked up."""
+    end = path.rstrip("()[]")
+    return end[end.rfind(".") + 1 :]
+
+
+class Patterns:
+    """A set of patterns, looked up by the last segment of a path."""
+
+    def __init__(self, patterns: Iterable[str]) -> None:
+        self.sources = [text for pattern in patterns for text in expand(pattern)]
+        exact: dict[str, list[re.Pattern[str]]] = {}
+        self.loose: list[re.Pattern[str]] = []
+        for text in self.sources:
+            compiled = _compile(text)
+            name = last_name(text)
+            if "*" in name:
+                self.loose.append(compiled)
+            else:
+                exact.setdefault(name, []).append(compiled)
+        self.exact = exact
+
+    def names(self) -> set[str] | None:
+        """The last segments that can match; None if any can."""
+        return None if self.loose else set(self.exact)
+
+    def match(self, paths: Iterable[str]) -> bool:
+        """Whether one of the paths (they name the same thing) matches one of the patterns."""
+        for path in paths:
+            for pattern in self.exact.get(last_name(path), ()):
+                if pattern.fullmatch(path):
+                    return True
+            for pattern in self.loose:
+                if pattern.fullmatch(path):
+                    return True
+        return False
+
+
+def _compile(text: str) -> re.Pattern[str]:
+    body = re.escape(text).replace(r"\*", ".*")
+    return re.compile(body if "." not in text or text.startswith("*") else r"(?:.*\.)?" + body, re.DOTALL)

@@ -1,0 +1,221 @@
+"""How text is composed: operators, formatters, methods that append, functions that write into their arguments."""
+
+import re
+
+from puna.guard.code.knowledge import Knowledge
+from puna.guard.code.value import MAX_PATHS, UNKNOWN, Atom, Value, cleaned, compose, constant, join_atoms
+from puna.guard.code.view import Node
+
+# methods that give back the same text, in another type or trimmed
+KEEP = frozenset(
+    """toString to_string to_s strip trim encode decode lower upper toLowerCase toUpperCase clone as_str
+    to_owned c_str str String into as_bytes as_ref unwrap expect copy rstrip lstrip chomp data ToString Trim
+    freeze dup getBytes toByteArray Bytes bytes""".split()  # noqa: SIM905 - a list of words
+)
+APPEND = frozenset(
+    """append push add concat << insert extend push_str WriteString Append AppendFormat AppendLine Add addAll""".split()  # noqa: SIM905 - a list of words
+)
+_NUMERIC = re.compile(
+    r"^((const|final|unsigned|signed)\s+)*(int|Int|Integer|long|Long|short|Short|float|Float|double|Double|bool|boolean|"
+    r"Boolean|Bool|[iu](8|16|32|64|128|size)|u?int(8|16|32|64)(_t)?|size_t|ssize_t|Int32|Int64|decimal|Guid|UUID|byte|char)$"
+)
+_PERCENT = re.compile(
+    r"%(?:\((\w+)\))?[-+ #0]*(?:\*|\d+)?(?:\.(?:\*|\d+))?(?:hh|h|ll|l|z|j|t|L|I64)?([diouxXeEfFgGcrsapvqTtbU%@])"
+)
+_BRACES = re.compile(r"\{(\w*(?:[.\[][^{}!:]*)?)(?:![rsa])?(?::([^{}]*))?\}")
+
+
+def numeric_type(text: str) -> bool:
+    return bool(text) and _NUMERIC.match(text) is not None
+
+
+def type_name(text: str) -> str:
+    """`java.util.List<String>` -> `java.util.List`, `*http.Request` -> `http.Request`, `std::string&` ->
+    `std.string`."""
+    plain = re.sub(r"<.*", "", text.replace("::", ".")).strip(" *&?![]")
+    return plain.split()[-1].strip("*&") if plain else ""
+
+
+def is_text(value: Value) -> bool:
+    return value.text is not None or isinstance(value.const, str)
+
+
+def binary(node: Node, values: list[Value]) -> tuple[Value, bool]:
+    """The value of operands under an operator, and whether it is composed text."""
+    sign = node.name
+    if sign in ("||", "or", "??", "?:") and values:
+        from puna.guard.code.value import either
+
+        return either(values), False
+    if sign == "%" and len(values) == 2 and is_text(values[0]):
+        given = values[1].items if values[1].items is not None else [values[1]]
+        return percent(values[0], given, values[1], node), True
+    if sign == "." or (sign in ("+", "++", "&") and any(is_text(v) for v in values)):
+        return compose(values, node), True
+    if sign == "<<" and values and is_text(values[0]):
+        return compose(values, node), True
+    if all(isinstance(v.const, int | float) and not isinstance(v.const, bool) for v in values) and len(values) == 2:
+        a, b = values[0].const, values[1].const
+        if sign == "+":
+            return constant(a + b, node), False
+        if sign == "*" and abs(a) < 1e9 and abs(b) < 1e9:
+            return constant(a * b, node), False
+        if sign == "|" and isinstance(a, int) and isinstance(b, int):
+            return constant(a | b, node), False
+    return Value(atoms=join_atoms(values), node=node, items=values if sign == "|" else None), False
+
+
+def augmented(node: Node, before: Value, value: Value) -> Value:
+    """`x += y` and its like."""
+    sign = node.name.removesuffix("=")
+    if sign in ("||", "??", "or"):
+        from puna.guard.code.value import either
+
+        return either([before, value])
+    if sign in ("+", ".", "<<", "&") and (is_text(before) or is_text(value)):
+        return compose([before, value], node)
+    return Value(paths=before.paths, atoms=join_atoms([before, value]), node=node)
+
+
+def percent(template: Value, given: list[Value], whole: Value, node: Node) -> Value:
+    """printf-style formatting: number conversions are safe, the others take their argument."""
+    text = template.text or ""
+    parts: list[Value] = []
+    at = 0
+    used = 0
+    for found in _PERCENT.finditer(text):
+        parts.append(Value(const=text[at : found.start()], text=text[at : found.start()]))
+        at = found.end()
+        if found[2] == "%":
+            parts.append(constant("%"))
+            continue
+        value = (whole.item(found[1]) if found[1] else given[used] if used < len(given) else None) or Value(
+            atoms=whole.atoms, node=whole.node
+        )
+        used += 1
+        parts.append(value if found[2] in "sraqv@T" else cleaned(value, "all"))
+    parts.append(constant(text[at:]))
+    result = compose(parts, node)
+    if template.built:
+        result.built = True
+        result.atoms = join_atoms([template, result])
+    return result
+
+
+def braces(template: Value, call_args: list[Value], keys: list[str | None], node: Node) -> Value:
+    """`"{} {name}".format(...)` and its like."""
+    text = template.text or ""
+    plain = [v for k, v in zip(keys, call_args, strict=False) if k is None]
+    named = {k: v for k, v in zip(keys, call_args, strict=False) if k is not None}
+    parts: list[Value] = []
+    at = 0
+    used = 0
+    for found in _BRACES.finditer(text):
+        parts.append(constant(text[at : found.start()]))
+        at = found.end()
+        name = re.split(r"[.\[]", found[1])[0]
+        if name.isdigit():
+            value = plain[int(name)] if int(name) < len(plain) else None
+        elif name:
+            value = named.get(name) or Value(atoms=(Atom("unknown", name, node.start),))
+        else:
+            value = plain[used] if used < len(plain) else None
+            used += 1
+        value = value or Value(atoms=join_atoms(call_args))
+        parts.append(cleaned(value, "all") if (found[2] or "")[-1:] in tuple("dxXfeg") else value)
+    parts.append(constant(text[at:]))
+    return compose(parts, node)
+
+
+def composed(known: Knowledge, call) -> Value | None:  # type: ignore[no-untyped-def]
+    """The text that a call composes: a formatter's, `join`, or a method that keeps its receiver's text; None for
+    other calls."""
+    node, receiver, args = call.node, call.receiver, call.args
+    name = node.base.name if node.base is not None else ""
+    for position, patterns in known.formatters.items():
+        if patterns.match(call.paths):
+            if position >= len(args):
+                break
+            template = args[position]
+            rest, keys = args[position + 1 :], call.keys[position + 1 :]
+            if not is_text(template):
+                return Value(atoms=join_atoms(args), node=node, built=False)
+            text = template.text or ""
+            return (
+                braces(template, rest, keys, node)
+                if "{" in text
+                else percent(template, rest, Value(atoms=join_atoms(rest)), node)
+            )
+    if receiver is None or node.base is None or node.base.kind != "member":
+        return None
+    if name == "format" and is_text(receiver):
+        return braces(receiver, args, call.keys, node)
+    if name in ("join", "Join") and is_text(receiver) and args:
+        parts = args[0].items if args[0].items is not None else [args[0]]
+        joined: list[Value] = []
+        for part in parts:
+            joined += [part, receiver]
+        return compose(joined[:-1], node) if joined else constant("", node)
+    if name in KEEP and (is_text(receiver) or receiver.items is not None):
+        return receiver
+    if name in ("replace", "replaceAll", "Replace") and receiver.text is not None and args:
+        return Value(
+            text=receiver.text,
+            built=receiver.built or any(not a.known() for a in args),
+            atoms=join_atoms([receiver, *args]),
+            node=node,
+        )
+    return None
+
+
+def write(known: Knowledge, call, env: dict[str, Value]) -> None:  # type: ignore[no-untyped-def]
+    """What a call changes: the receiver of an append, the argument that a function writes into."""
+    node, args = call.node, call.args
+    base = node.base
+    if (
+        base is not None
+        and base.kind == "member"
+        and base.name in APPEND
+        and base.base is not None
+        and call.receiver is not None
+    ):
+        path = base.base.path()
+        before = call.receiver
+        if path in env or (base.base.kind == "name" and args):
+            if is_text(before) or any(is_text(a) for a in args):
+                value = compose([*([before] if is_text(before) else []), *args], before.node)
+            else:
+                value = Value(atoms=join_atoms([before, *args]), node=before.node)
+            items = [*before.items, *args] if before.items is not None and len(before.items) < 50 else before.items
+            env[path] = Value(
+                before.paths[:MAX_PATHS],
+                UNKNOWN,
+                value.text,
+                value.built or before.built,
+                join_atoms([before, value]),
+                items,
+                before.keys,
+                None,
+                before.node,
+            )
+    for writer in known.writers:
+        if writer.to < len(args) and writer.patterns.match(call.paths):
+            target = node.args[writer.to]
+            while target.kind in ("unary", "cast", "index") and (target.args or target.base):
+                target = target.base if target.kind == "index" and target.base is not None else target.args[0]
+            path = target.path()
+            if not path:
+                continue
+            before = env.get(path) or Value(paths=(path,))
+            if writer.label:
+                value = Value(atoms=(Atom(writer.label, call.paths[0], node.start),), node=node)
+            elif writer.format is not None and writer.format < len(args):
+                value = percent(
+                    args[writer.format],
+                    args[writer.format + 1 :],
+                    Value(atoms=join_atoms(args[writer.format + 1 :])),
+                    node,
+                )
+            else:
+                value = compose([args[i] for i in writer.of if i < len(args)], node)
+            env[path] = Value(before.paths, value.const, value.text, value.built, value.atoms, node=node)

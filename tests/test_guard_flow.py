@@ -1,0 +1,83 @@
+"""Data flow: what is followed, and what ends it."""
+
+import pytest
+
+from puna import guard
+from puna.errors import PunaError
+from puna.guard.code.rule import parse_rules
+
+
+def rules(source: str, language: str = "python") -> list[tuple[str, int]]:
+    return [(finding.rule, finding.line) for finding in guard.scan_code(source, language)]
+
+
+def test_input_is_followed_into_a_helper() -> None:
+    source = (
+        "import os\nfrom flask import request\ndef run(c):\n    os.system(c)\ndef view():\n    run(request.args['c'])\n"
+    )
+    (finding,) = guard.scan_code(source, "python")
+    assert (finding.rule, finding.line, finding.confidence) == ("python-shell-composed", 4, "high")
+    assert finding.trace[0][0] == 6  # the trace points at where the input came in
+
+
+def test_a_helper_that_returns_a_constant_is_harmless() -> None:
+    assert rules("import os\ndef name(x):\n    return 'fixed'\ndef f(x):\n    os.system('ls ' + name(x))\n") == []
+
+
+@pytest.mark.parametrize(
+    "guarded",
+    [
+        "if x not in ('a', 'b'):\n        return\n",
+        "if not re.fullmatch('[a-z]+', x):\n        raise ValueError\n",
+        "x = int(x)\n",
+        "x = shlex.quote(x)\n",
+    ],
+)
+def test_a_test_or_a_cleaner_ends_the_flow(guarded: str) -> None:
+    source = f"import os\ndef f(x):\n    {guarded}    os.system('ls ' + x)\n"
+    assert rules(source) == []
+
+
+def test_a_test_for_emptiness_does_not_end_the_flow() -> None:
+    assert rules("import os\ndef f(x):\n    if not x:\n        return\n    os.system('ls ' + x)\n") == [
+        ("python-shell-composed", 5)
+    ]
+
+
+def test_after_both_branches_meet_the_name_is_unchecked_again() -> None:
+    branches = "    if x == 'a':\n        print(1)\n    else:\n        print(2)\n"
+    source = f"import os\ndef f(x):\n{branches}    os.system('ls ' + x)\n"
+    assert rules(source) == [("python-shell-composed", 7)]
+
+
+def test_broken_code_is_still_scanned() -> None:
+    source = "        return x\n    def f(self, x):\n        os.system('ls %s' % x)\n   else:\n  y = (\n"
+    assert rules(source) == [("python-shell-composed", 3)]
+
+
+def test_deep_nesting_ends_well() -> None:
+    assert rules("x = " + "(" * 5000 + ")" * 5000) == []
+    assert rules("x = " + "a+" * 20000 + "a") == []
+
+
+HEAD = "- {id: a, cwe: CWE-1, severity: error, confidence: high, message: m, why: w, fix: f, bad: b, good: g"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("- id: a", "rule 'a': 'cwe' is missing"),
+        (HEAD.replace("CWE-1", "89") + ", match: {call: f}}", "cwe is 89, must be CWE- and a number"),
+        (HEAD + ", match: {call: f, arguements: {}}}", "unknown key 'arguements' beside 'call'"),
+        (HEAD + ", match: {call: f, arguments: {0: {bilt: 1}}}}", "unknown key 'bilt' in a condition"),
+        (HEAD + ", match: {text: {matches: '('}}}", "regular expression '(' is broken"),
+        (HEAD + ", match: {check: nonsense}}", "unknown check 'nonsense'"),
+        (HEAD + ", match: {call: f}, languages: [cobol]}", "unknown language 'cobol'"),
+        ("a: 1", "a list of rules"),
+        ("- [", "not valid YAML"),
+    ],
+)
+def test_a_malformed_rule_says_what_is_wrong(text: str, message: str) -> None:
+    with pytest.raises(PunaError, match=r"rules/x\.yaml") as caught:
+        parse_rules(text, "rules/x.yaml", ("python",))
+    assert message in str(caught.value)
