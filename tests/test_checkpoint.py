@@ -279,7 +279,7 @@ def test_wrong_meta_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     edit_json(path / "params.json", lambda p: p.pop("dim"))
     fails(path, "params.json", "dim is missing")
     edit_json(path / "params.json", lambda p: p.update(dim=32, quantization_args={"scheme": "int4"}))
-    fails(path, "params.json", "quantised")
+    fails(path, "params.json", "quantization_args.scheme is 'int4'")
     (path / "params.json").unlink()
     fails(path, "params.json", "missing")
 

@@ -115,14 +115,16 @@ def test_what_our_classes_cannot_say_becomes_int8(name: str, tmp_path: Path) -> 
     assert isinstance(packed, Quantized)
     assert (packed.bits, packed.group) == (8, 32)
     assert (packed.dequantize() - exact).abs().max() <= exact.abs().max() / 127
+    assert source.packed_notes
 
 
 def test_notes_say_what_was_left_out_or_changed(tmp_path: Path) -> None:
     write_compressed(tmp_path, tiny.decoder("llama3.1"), REPACKED["int8 with zeros"])
     change(tmp_path, lambda s: s | {"model.layers.0.self_attn.k_proj.input_scale": torch.ones(1)})
-    notes = "\n".join(open_source(tmp_path).notes)
-    for part in ("14 weights have zero points", "Activations are not quantised", "Left out 1 scales of activations"):
-        assert part in notes
+    source = open_source(tmp_path)
+    assert source.packed_notes == ("14 weights with zero points: packed as int8, exactly where value - zero fits.",)
+    for part, note in zip(("Activations are not quantised", "Left out 1 scales"), source.notes, strict=True):
+        assert note.startswith(part)
 
 
 def test_fbgemm(tmp_path: Path) -> None:

@@ -3,24 +3,30 @@
 Legend: D model width, F feed-forward width, E experts, K head width.
 """
 
+from collections import Counter
 from collections.abc import Mapping
+from functools import partial
 from io import BufferedReader
+from math import prod
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from gguf.constants import GGMLQuantizationType
+from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 from gguf.quants import dequantize
 from torch import Tensor
 
 from puna.checkpoint import gguf_rope
+from puna.checkpoint.fewbits import FALLBACK_GROUP, by_rows, fallback, stacked
 from puna.checkpoint.gguf_config import Metadata, read_config
 from puna.checkpoint.gguf_format import TensorInfo, encoded_bytes, read_header
 from puna.checkpoint.gguf_names import Slot, slots
 from puna.checkpoint.rotary import to_halves
 from puna.checkpoint.source import GenerationDefaults
+from puna.checkpoint.validate import check_finite
 from puna.errors import PunaError
+from puna.model.quantized import Quantized, Weight
 from puna.text.tokenizer import Tokenizer
 
 _PLAIN = {
@@ -31,6 +37,7 @@ _PLAIN = {
 _QUANTISED = (
     GGMLQuantizationType.Q8_0, GGMLQuantizationType.Q4_0, GGMLQuantizationType.Q4_K, GGMLQuantizationType.Q6_K
 )  # fmt: skip
+_KEPT = {GGMLQuantizationType.Q8_0: 8, GGMLQuantizationType.Q4_0: 4}  # whose bits `read_packed` keeps
 _CHUNK = 1 << 20  # elements dequantised at a time, so that working memory stays far below the model's
 
 
@@ -79,7 +86,17 @@ class GGUFSource:
 
     @property
     def notes(self) -> tuple[str, ...]:
+        """See `Source.notes`."""
         return ()
+
+    @property
+    def packed_notes(self) -> tuple[str, ...]:
+        """See `Source.packed_notes`."""
+        other = Counter(info.type.name for info in self._tensors.values() if info.type in _QUANTISED)
+        counts = [f"{count} of {name}" for name, count in other.items() if GGMLQuantizationType[name] not in _KEPT]
+        if not counts:
+            return ()
+        return (f"Re-packed as int8 with a scale for {FALLBACK_GROUP} inputs: {', '.join(counts)} tensors.",)
 
     def tokenizer(self) -> Tokenizer | None:
         """The tokenizer in the file's metadata, or None where it has none."""
@@ -123,6 +140,17 @@ class GGUFSource:
             return to_halves(tensor, slot.heads)
         return tensor
 
+    def read_packed(self, name: str) -> Weight | list[Weight]:
+        """See `Source.read_packed`; Q8_0 and Q4_0 keep their bits."""
+        slot = self._slots[name]
+        infos = [self._tensors[part] for part in slot.tensors]
+        if slot.kind in ("gate_up", "down_experts"):
+            return [stacked([self._bits(info, expert) for info in infos]) for expert in range(slot.shape[0])]
+        weight = self._bits(infos[0])
+        if slot.kind == "rotary" and self.config.architecture == "llama":
+            return by_rows(weight, partial(to_halves, heads=slot.heads))
+        return weight
+
     def _gate_up(self, slot: Slot, gate: TensorInfo, up: TensorInfo) -> Tensor:
         """Two tensors [E, F, D] -> [E, D, 2F], an expert at a time."""
         inner = slot.shape[-1] // 2
@@ -148,12 +176,36 @@ class GGUFSource:
             )
         return _PLAIN.get(info.type, torch.float32)
 
+    def _place(self, info: TensorInfo, index: int | None) -> tuple[tuple[int, ...], int]:
+        """Shape and offset of a stored tensor, or of one expert of it."""
+        if index is None:
+            return info.shape, info.offset
+        return info.shape[1:], info.offset + index * encoded_bytes(info.shape[1:], info.type)
+
+    def _bits(self, info: TensorInfo, index: int | None = None) -> Weight:
+        """One stored tensor, or one expert of it, in few bits if it is stored so."""
+        if info.type not in _KEPT:
+            weight = self._load(info, index)
+            return weight if info.type in _PLAIN else fallback(weight)
+        shape, offset = self._place(info, index)
+        block, size = GGML_QUANT_SIZES[info.type]
+        rows, columns = prod(shape[:-1]), shape[-1]
+        raw = np.empty((rows, columns // block, size), dtype=np.uint8)
+        with self.path.open("rb") as file:
+            file.seek(offset)
+            self._fill(file, raw, info)
+        blocks = torch.from_numpy(raw)  # two bytes of scale, then the values
+        scales = blocks[..., :2].contiguous().view(torch.float16).squeeze(-1)
+        check_finite(scales, f"{self.path}: tensor {info.name!r}")
+        codes = blocks[..., 2:]
+        if info.type == GGMLQuantizationType.Q8_0:
+            return Quantized(8, codes.contiguous().view(torch.int8).view(rows, columns), scales, block)
+        halves = torch.cat((codes & 15, codes >> 4), -1)  # low nibbles are the first half of a block
+        return Quantized(4, halves.view(torch.int8).sub_(8).view(rows, columns), scales, block)
+
     def _load(self, info: TensorInfo, index: int | None = None) -> Tensor:
         """One stored tensor, or one expert of it, dequantised."""
-        shape, offset = info.shape, info.offset
-        if index is not None:
-            shape = shape[1:]
-            offset += index * encoded_bytes(shape, info.type)
+        shape, offset = self._place(info, index)
         out = torch.empty(shape, dtype=self._dtype(info))
         with self.path.open("rb") as file:
             file.seek(offset)

@@ -14,7 +14,7 @@ BUNDLED = ("cria",)
 _HUB_ID = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(?::(?P<file>.+))?")
 # Files at the top of a repository. Meta's own files (original/) repeat the same weights and are fetched only instead.
 _CHECKPOINT = ["*.safetensors", "*.json", "*.jinja", "tokenizer.model", "README.md", "LICENSE*", "USE_POLICY*"]
-_META = ["*consolidated.*.pth", "*params.json", "*tokenizer.model"]
+_META = ["*consolidated.*.pth", "*_scales_*.pt", "*params.json", "*tokenizer.model"]
 
 
 def resolve(name_or_path: str | Path, revision: str | None = None) -> Path:

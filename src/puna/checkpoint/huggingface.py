@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from puna.checkpoint.compressed_config import read_quantisation
+from puna.checkpoint.fewbits import stacked
 from puna.checkpoint.hf_config import read_config, read_generation
 from puna.checkpoint.safetensors_read import SafetensorsFile
 from puna.checkpoint.source import GenerationDefaults
-from puna.checkpoint.stored import Stored, collect, stacked
+from puna.checkpoint.stored import collect
 from puna.checkpoint.validate import read_json, weights_file
 from puna.errors import PunaError
 from puna.family.config import ModelConfig
@@ -41,8 +42,9 @@ class HuggingFaceSource:
         self._split: dict[str, dict[tuple[int, str], str]] = {}  # "layers.N....experts" -> (expert, kind) -> stored
         self._files: dict[str, SafetensorsFile] = {}  # stored tensor -> file
         self._open(file)
-        self._weights: dict[str, Stored]
-        self._weights, self._notes = collect(self._files, read_quantisation(folder / "config.json"))
+        contents = collect(self._files, read_quantisation(folder / "config.json"))
+        self._weights, self._notes = contents.weights, list(contents.notes)
+        self.packed_notes = contents.packed_notes
         self._name_tensors()
         self._settle_head()
 

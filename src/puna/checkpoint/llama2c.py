@@ -27,6 +27,7 @@ class Llama2cSource:
 
     format = "llama2.c"
     notes: tuple[str, ...] = ()
+    packed_notes: tuple[str, ...] = ()
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -122,3 +123,7 @@ class Llama2cSource:
         if name.endswith("q_proj.weight"):
             return to_halves(weight, self.config.num_heads)
         return to_halves(weight, self.config.num_kv_heads) if name.endswith("k_proj.weight") else weight
+
+    def read_packed(self, name: str) -> Tensor:
+        """See `Source.read_packed`; the format has no few bits."""
+        return self.read(name)

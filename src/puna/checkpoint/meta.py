@@ -1,70 +1,27 @@
 """Meta's own files: `consolidated.NN.pth` (one a tensor-parallel rank) and `params.json`, Llama 2 to Llama 4.
 
-Pickle is read weights-only and mapped; a tensor's shards are joined when it is asked for.
+A tensor's shards are joined when it is asked for. Quantised releases: `puna.checkpoint.meta_bits`.
 """
 
-import pickle
 import re
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from puna.checkpoint.meta_names import Recipe, recipes, same
+from puna.checkpoint.fewbits import FALLBACK_GROUP, beside, by_rows, fallback, stacked
+from puna.checkpoint.meta_bits import COMPANION, RankBits
+from puna.checkpoint.meta_names import COLUMNS, Recipe, recipes, same
 from puna.checkpoint.meta_params import read_params
+from puna.checkpoint.meta_shard import Shard
 from puna.checkpoint.source import GenerationDefaults
 from puna.checkpoint.validate import weights_file
 from puna.errors import PunaError
+from puna.model.quantized import Weight
 from puna.text.tokenizer import Tokenizer
 
 _SHARD = re.compile(r"consolidated\.(\d+)\.pth")
-# What Meta's own loaders drop: buffers and training statistics.
-_DROPPED = re.compile(r"(rope\.freqs|_extra_state|global_gate_stats_3E|running_gate_stats_3E|expert_activation_DE)$")
 _VISION = re.compile(r"(vision_embeddings|vision_projection)\.")
-_RESIDENT = 32  # a shard is mapped anew after each 1/32 of it was read: pages of a mapping stay resident until it goes
-
-
-class _Shard:
-    """One mapped .pth file. Raises PunaError if it is damaged or holds anything but tensors."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._touched, self._limit = 0, path.stat().st_size // _RESIDENT
-        self._tensors = self._map()
-
-    def _map(self) -> dict[str, Tensor]:
-        try:
-            state = torch.load(self.path, map_location="cpu", weights_only=True, mmap=True)
-        except pickle.UnpicklingError:
-            raise PunaError(
-                f"{self.path} holds more than weights, or is damaged. It was not opened: such files can run code. "
-                "Fetch it again from where you trust it, or use a safetensors release."
-            ) from None
-        except Exception as error:  # a damaged pickle fails in any way
-            reason = (str(error).splitlines() or [type(error).__name__])[0].partition(". ")[0]
-            raise PunaError(f"{self.path} is truncated or no torch file ({reason}). Download it again.") from None
-        if not isinstance(state, dict):
-            raise PunaError(f"{self.path} holds a {type(state).__name__} where a dict of tensors is expected.")
-        kept = {name: value for name, value in state.items() if not _DROPPED.search(str(name))}
-        for name, value in kept.items():
-            if not isinstance(name, str) or not isinstance(value, Tensor):
-                raise PunaError(f"{self.path}: entry {name!r} is a {type(value).__name__}, not a tensor.")
-        return kept
-
-    @property
-    def names(self) -> set[str]:
-        return set(self._tensors)
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        return tuple(self._tensors[name].shape)
-
-    def tensor(self, name: str) -> Tensor:
-        """A mapped tensor, to be copied at once."""
-        if self._touched > self._limit:
-            self._tensors, self._touched = self._map(), 0
-        tensor = self._tensors[name]
-        self._touched += tensor.numel() * tensor.element_size()
-        return tensor
 
 
 class MetaSource:
@@ -77,16 +34,24 @@ class MetaSource:
         params = folder / "params.json"
         if not params.is_file():
             raise PunaError(f"{params} is missing. Meta's weights need it: download it into the same folder.")
-        self._shards = [_Shard(path) for path in _shard_paths(folder)]
+        self._shards = [Shard(path) for path in _shard_paths(folder)]
         first = self._shards[0]
         for shard in self._shards[1:]:
             if odd := shard.names ^ first.names:
                 raise PunaError(f"{shard.path} and {first.path} disagree on tensor {min(odd)}: shards of two models?")
-        stored = {name: first.shape(name) for name in sorted(first.names) if not _VISION.match(name)}
-        self.config = read_params(params, stored, len(self._shards))
+        text = [name for name in sorted(first.names) if not _VISION.match(name)]
+        companions = [name for name in text if (match := COMPANION.fullmatch(name)) and f"{match[1]}.weight" in text]
+        stored = {name: first.shape(name) for name in text if name not in companions}
+        self.config, quantisation = read_params(params, stored, len(self._shards))
+        self._ranks = [RankBits(s, rank, quantisation, self.config.num_experts) for rank, s in enumerate(self._shards)]
+        if companions and len(self._shards) > 1:
+            raise PunaError(
+                f"{folder}: integers with scales in {len(self._shards)} shards are not supported, only in one. "
+                "Load the bfloat16 release."
+            )
         self.generation = GenerationDefaults()
         self._notes: list[str] = []
-        if left_out := len(first.names) - len(stored):
+        if left_out := len(first.names) - len(text):
             self._notes.append(f"Left out {left_out} vision tensors: this load is text only.")
         known = recipes(self.config)
         self._recipes = {name: recipe for name, recipe in known.items() if set(recipe.stored) <= set(stored)}
@@ -104,13 +69,26 @@ class MetaSource:
         shapes = self.shapes()
         if "lm_head.weight" not in shapes or shapes["lm_head.weight"] != shapes.get("embed_tokens.weight"):
             return
-        embedding, head = (self._shards[0].tensor(name) for name in ("tok_embeddings.weight", "output.weight"))
+        stored = ("tok_embeddings.weight", "output.weight")
+        if len({self._ranks[0].quantised(name) for name in stored}) > 1:
+            return
+        embedding, head = (self._shards[0].tensor(name) for name in stored)
         if embedding.shape == head.shape and not torch.equal(embedding[:1], head[:1]):
             return  # one row tells nearly every untied model without reading either matrix
-        if torch.equal(self.read("embed_tokens.weight"), self.read("lm_head.weight")):
+        if self._same(*stored):
             self._notes.append("Left out output.weight: it equals the embedding, so the two are tied.")
             del self._recipes["lm_head.weight"]
             self.config = self.config.with_(tie_word_embeddings=True)
+
+    def _same(self, one: str, other: str) -> bool:
+        """Whether two stored weights are equal, their scales too."""
+        for rank in self._ranks:
+            for part in ("weight", "scales", "zeros"):
+                names = [f"{name.removesuffix('weight')}{part}" for name in (one, other)]
+                held = [name in rank.shard.names for name in names]
+                if any(held) and not (all(held) and torch.equal(*(rank.shard.tensor(name) for name in names))):
+                    return False
+        return True
 
     def tokenizer(self) -> Tokenizer | None:
         """See `Source.tokenizer`."""
@@ -123,7 +101,7 @@ class MetaSource:
         shapes = {}
         for name, recipe in self._recipes.items():
             parts = [
-                [torch.empty(shard.shape(stored), device="meta") for shard in self._shards] for stored in recipe.stored
+                [torch.empty(rank.shape(stored), device="meta") for rank in self._ranks] for stored in recipe.stored
             ]
             try:
                 shapes[name] = tuple(recipe.join(*parts).shape)
@@ -143,12 +121,42 @@ class MetaSource:
     def read(self, name: str) -> Tensor:
         """See `Source.read`."""
         recipe = self._recipes[name]
-        parts = [[shard.tensor(stored) for shard in self._shards] for stored in recipe.stored]
+        parts = [[rank.tensor(stored) for rank in self._ranks] for stored in recipe.stored]
         whole = recipe.join(*parts)
         mapped = {part.untyped_storage().data_ptr() for shards in parts for part in shards}
         if whole.untyped_storage().data_ptr() in mapped:  # a view would keep the file mapped
             return whole.clone(memory_format=torch.contiguous_format)
         return whole
+
+    def read_packed(self, name: str) -> Weight | list[Weight]:
+        """See `Source.read_packed`."""
+        recipe = self._recipes[name]
+        if not all(rank.quantised(stored) for rank in self._ranks for stored in recipe.stored):
+            return self.read(name)
+        if recipe.stored[0] in self._ranks[0].expert_names:
+            join = beside if name.endswith("down_proj") else stacked
+            parts = [rank.expert_weights(stored) for stored in recipe.stored for rank in self._ranks]
+            return [_kept(join(of_one)) for of_one in zip(*parts, strict=True)]
+        (stored,) = recipe.stored
+        rank_weights = [rank.weight(stored) for rank in self._ranks]
+        columns = recipe.join is COLUMNS and len(self._ranks) > 1
+        if self._ranks[0].adapted(stored) or columns or any(isinstance(weight, Tensor) for weight in rank_weights):
+            return fallback(self.read(name))
+        return by_rows(stacked(rank_weights), lambda part: recipe.join([part]))
+
+    @property
+    def packed_notes(self) -> tuple[str, ...]:
+        """See `Source.packed_notes`."""
+        adapted = sum(self._ranks[0].adapted(stored) for recipe in self._recipes.values() for stored in recipe.stored)
+        as_int8 = f"packed as int8 with a scale for {FALLBACK_GROUP} inputs"
+        notes = [f"{adapted} weights with QLoRA adaptors merged, {as_int8}."] if adapted else []
+        if len(self._ranks) > 1 and any(rank.side_files for rank in self._ranks):
+            notes.append(f"FP8 matrices that ranks split by columns have a scale a row and rank: {as_int8}.")
+        return tuple(notes)
+
+
+def _kept(weight: Weight) -> Weight:
+    return fallback(weight) if isinstance(weight, Tensor) else weight
 
 
 def _shard_paths(folder: Path) -> list[Path]:

@@ -97,7 +97,7 @@ def _transposed(parts: Parts) -> Tensor:
     return parts[0].T
 
 
-_ROWS, _COLUMNS = partial(joined, dim=0), partial(joined, dim=-1)
+_ROWS, COLUMNS = partial(joined, dim=0), partial(joined, dim=-1)
 
 
 def recipes(config: ModelConfig) -> dict[str, Recipe]:
@@ -124,10 +124,10 @@ def _llama_layer(config: ModelConfig) -> _Layer:
         "self_attn.q_proj.weight": ("attention.wq.weight", partial(_query, config=config)),
         "self_attn.k_proj.weight": ("attention.wk.weight", partial(_key, config=config)),
         "self_attn.v_proj.weight": ("attention.wv.weight", partial(_value, config=config)),
-        "self_attn.o_proj.weight": ("attention.wo.weight", _COLUMNS),
+        "self_attn.o_proj.weight": ("attention.wo.weight", COLUMNS),
         "post_attention_layernorm.weight": ("ffn_norm.weight", same),
         "feed_forward.gate_proj.weight": ("feed_forward.w1.weight", _ROWS),
-        "feed_forward.down_proj.weight": ("feed_forward.w2.weight", _COLUMNS),
+        "feed_forward.down_proj.weight": ("feed_forward.w2.weight", COLUMNS),
         "feed_forward.up_proj.weight": ("feed_forward.w3.weight", _ROWS),
     }
 
@@ -138,14 +138,14 @@ def _llama4_layer(config: ModelConfig, layer: int) -> _Layer:
         "self_attn.q_proj.weight": ("attention.wqkv.weight", partial(_qkv, config=config, index=0)),
         "self_attn.k_proj.weight": ("attention.wqkv.weight", partial(_qkv, config=config, index=1)),
         "self_attn.v_proj.weight": ("attention.wqkv.weight", partial(_qkv, config=config, index=2)),
-        "self_attn.o_proj.weight": ("attention.wo.weight", _COLUMNS),
+        "self_attn.o_proj.weight": ("attention.wo.weight", COLUMNS),
     }
     if not config.is_moe(layer):
         return attention | {
             "post_attention_layernorm.weight": ("feed_forward.mlp.layer_norm_weight", same),
             "feed_forward.gate_proj.weight": ("feed_forward.mlp.fc1_weight", partial(_half, half=0)),
             "feed_forward.up_proj.weight": ("feed_forward.mlp.fc1_weight", partial(_half, half=1)),
-            "feed_forward.down_proj.weight": ("feed_forward.mlp.fc2_weight", _COLUMNS),
+            "feed_forward.down_proj.weight": ("feed_forward.mlp.fc2_weight", COLUMNS),
         }
     experts = "feed_forward.experts.moe_w_"
     return attention | {
@@ -158,5 +158,5 @@ def _llama4_layer(config: ModelConfig, layer: int) -> _Layer:
         "feed_forward.experts.down_proj": (f"{experts}out_eF_D", partial(_experts_out, experts=config.num_experts)),
         "feed_forward.shared_expert.gate_proj.weight": ("feed_forward.w_in_shared_FD.weight", _ROWS),
         "feed_forward.shared_expert.up_proj.weight": ("feed_forward.w_swiglu_FD.weight", _ROWS),
-        "feed_forward.shared_expert.down_proj.weight": ("feed_forward.w_out_shared_DF.weight", _COLUMNS),
+        "feed_forward.shared_expert.down_proj.weight": ("feed_forward.w_out_shared_DF.weight", COLUMNS),
     }

@@ -6,6 +6,7 @@ Defaults and formulas: llama-models 0.3.0 `llama3/` and `llama4/args.py`, `model
 from collections.abc import Mapping
 from pathlib import Path
 
+from puna.checkpoint.meta_bits import Quantisation, read_quantisation
 from puna.checkpoint.validate import Fields, read_json
 from puna.errors import PunaError
 from puna.family.config import AttentionTemperature, ModelConfig, RopeScaling
@@ -15,20 +16,23 @@ _SMALL_WIDTHS = (2048, 3072)  # Llama 3.2 1B and 3B
 _LLAMA3_VOCABULARY = 128_256
 
 
-def read_params(path: Path, shapes: Mapping[str, tuple[int, ...]], ranks: int) -> ModelConfig:
-    """The decoder's shape from params.json and, for what that leaves out, from one rank's tensor shapes.
+def read_params(
+    path: Path, shapes: Mapping[str, tuple[int, ...]], ranks: int
+) -> tuple[ModelConfig, Quantisation | None]:
+    """The decoder's shape from params.json and, for what that leaves out, from one rank's tensor shapes; and how its
+    weights are quantised.
 
-    Raises PunaError for a missing or invalid file, a missing or mistyped key, quantised and vision releases.
+    Raises PunaError for a missing or invalid file, a missing or mistyped key, unknown quantisations, vision releases.
     """
     fields = Fields(read_json(path, hint="Meta's weights need it: download it into the same folder."), path)
     fields = fields.section("model") or fields
-    if "quantization_args" in fields or "lora_args" in fields:
-        raise PunaError(f"{path}: a quantised release (quantization_args), not supported yet. Load the bfloat16 one.")
+    quantisation = read_quantisation(fields)
     if fields.integer("vision_chunk_size", -1) > 0 or "vision_model" in fields:
         raise PunaError(f"{path}: Llama 3.2 Vision is not supported yet. Load a text model or Llama 4.")
     fused = any(name.endswith("attention.wqkv.weight") for name in shapes)
     try:
-        return (_llama4 if fused or any(k in fields for k in _LLAMA4_KEYS) else _llama)(fields, shapes, ranks)
+        read = _llama4 if fused or any(k in fields for k in _LLAMA4_KEYS) else _llama
+        return read(fields, shapes, ranks), quantisation
     except ValueError as error:
         raise PunaError(
             f"{path} describes an impossible model: {error}. Mend it, or fetch the file again."

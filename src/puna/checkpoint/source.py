@@ -10,6 +10,7 @@ from torch import Tensor
 from puna.errors import PunaError
 from puna.family.config import ModelConfig
 from puna.model import Decoder
+from puna.model.quantized import Weight
 from puna.text.tokenizer import Tokenizer
 
 
@@ -55,6 +56,11 @@ class Source(Protocol):
         """What was left out knowingly, one sentence each: vision weights of a text-only load, for example."""
         ...
 
+    @property
+    def packed_notes(self) -> tuple[str, ...]:
+        """Where `read_packed` gives other bits than the file's, one sentence each."""
+        ...
+
     def tokenizer(self) -> Tokenizer | None:
         """The checkpoint's tokenizer, or None where it has none."""
         ...
@@ -69,7 +75,13 @@ class Source(Protocol):
         ...
 
     def read(self, name: str) -> Tensor:
-        """One tensor on the CPU in memory of its own, in its stored dtype (quantised: dequantised)."""
+        """One tensor on the CPU in memory of its own, in its stored dtype (quantised: exactly, in float32)."""
+        ...
+
+    def read_packed(self, name: str) -> Weight | list[Weight]:
+        """As `read`, but a weight stored in few bits stays so: the file's own integers and scales where `Quantized` or
+        `Float8` can say them, else int8 with a scale for 32 inputs (`packed_notes` says which). Rows are outputs; of
+        routed experts stored in few bits there is one matrix an expert, gate above up."""
         ...
 
 

@@ -1,6 +1,6 @@
 """One weight as a safetensors folder stores it: a plain tensor, or integers or FP8 with their scales beside them."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
@@ -9,15 +9,14 @@ import torch
 from torch import Tensor
 
 from puna.checkpoint.compressed_config import Quantisation, Scheme
+from puna.checkpoint.fewbits import FALLBACK_GROUP, FINEST, fallback, plain
 from puna.checkpoint.packing import unpack_int32
 from puna.checkpoint.safetensors_read import DTYPES, SafetensorsFile
 from puna.checkpoint.validate import check_finite
 from puna.errors import PunaError
-from puna.model.quantized import Float8, Quantized, Weight, quantize
+from puna.model.quantized import Float8, Quantized, Weight
 
 Files = Mapping[str, SafetensorsFile]
-FINEST = 16  # inputs that share a scale in our kernels (`puna.model.packed`), at least
-FALLBACK_GROUP = 32  # where stored bits can't be kept: int8 with a scale for so many inputs
 _AGAIN = "Download the file again"
 # Tensors beside a weight that say how activations and caches were quantised: nothing that a weight needs.
 _LEFT_OUT = ("input_scale", "input_zero_point", "input_scale_ub", "input_global_scale", "output_scale",
@@ -47,7 +46,7 @@ class Stored(Protocol):
         ...
 
     def read_packed(self) -> Weight:
-        """In its stored bits, where `Quantized` or `Float8` can say them; else in int8, a scale for 32 inputs."""
+        """In its stored bits, where `Quantized` or `Float8` can say them, else `fallback`."""
         ...
 
 
@@ -141,8 +140,7 @@ class Compressed:
 
     def read(self) -> Tensor:
         """See `Stored.read`."""
-        exact = self._exact()
-        return exact if isinstance(exact, Tensor) else exact.dequantize()
+        return plain(self._exact())
 
     def read_rows(self, start: int, stop: int) -> Tensor:
         """See `Stored.read_rows`."""
@@ -151,7 +149,7 @@ class Compressed:
     def read_packed(self) -> Weight:
         """See `Stored.read_packed`."""
         exact = self._exact()
-        return quantize(exact, 8, FALLBACK_GROUP) if isinstance(exact, Tensor) else exact
+        return fallback(exact) if isinstance(exact, Tensor) else exact
 
     def _exact(self) -> Weight:
         """The stored bits; a float32 tensor where no class of ours can say them."""
@@ -217,16 +215,25 @@ def _check_fp8(values: Tensor, where: str) -> None:
         raise PunaError(f"{where} holds NaN values. The file is damaged: fetch it again.")
 
 
-def collect(files: Files, quantisation: Quantisation | None) -> tuple[dict[str, Stored], list[str]]:
-    """Weights by stored name (`<module>.weight` where compressed), and what was left out, one sentence each.
+@dataclass(frozen=True)
+class Contents:
+    """Weights by stored name (`<module>.weight` where compressed); notes as in `Source`."""
+
+    weights: dict[str, Stored]
+    notes: tuple[str, ...] = ()
+    packed_notes: tuple[str, ...] = ()
+
+
+def collect(files: Files, quantisation: Quantisation | None) -> Contents:
+    """Put the tensors of a folder together to weights.
 
     Raises PunaError for a quantised tensor that no scheme covers, and for a module whose tensors are not whole.
     """
     if quantisation is None:
-        return {name: Plain(file, name) for name, file in files.items()}, []
+        return Contents({name: Plain(file, name) for name, file in files.items()})
     left_out = [name for name in files if name.rpartition(".")[2] in _LEFT_OUT]
     weights: dict[str, Stored] = {}
-    wide = 0
+    schemes: list[Scheme] = []
     for name, file in files.items():
         module, _, part = name.rpartition(".")
         if part in _LEFT_OUT or f"{module}.weight" in weights:
@@ -242,25 +249,18 @@ def collect(files: Files, quantisation: Quantisation | None) -> tuple[dict[str, 
                 "Check that the configuration belongs to these weights."
             )
         weights[f"{module}.weight"] = Compressed(module, files, scheme)
-        wide += not scheme.symmetric
+        schemes.append(scheme)
     notes = list(quantisation.notes)
-    if wide:
-        notes.append(f"{wide} weights have zero points: packed as 8-bit integers, exactly where value - zero fits.")
     if left_out:
         notes.append(f"Left out {len(left_out)} scales of activations: they are not quantised here.")
-    return weights, notes
-
-
-def stacked(weights: Iterable[Weight]) -> Weight:
-    """Weights of equal width, their rows one below the other: bits kept where all are alike, else dequantised."""
-    parts = list(weights)
-    if len(parts) == 1:
-        return parts[0]
-    integers = [part for part in parts if isinstance(part, Quantized)]
-    floats = [part for part in parts if isinstance(part, Float8)]
-    if len(integers) == len(parts) and len({(part.group, part.scales.dtype) for part in integers}) == 1:
-        values, scales = torch.cat([p.values for p in integers]), torch.cat([p.scales for p in integers])
-        return Quantized(max(part.bits for part in integers), values, scales, integers[0].group)
-    if len(floats) == len(parts):
-        return Float8(torch.cat([part.values for part in floats]), torch.cat([part.scales for part in floats]))
-    return torch.cat([part if isinstance(part, Tensor) else part.dequantize() for part in parts])
+    zeros = sum(not scheme.symmetric for scheme in schemes)
+    blocks = sum(scheme.floating and scheme.strategy not in ("tensor", "channel") for scheme in schemes)
+    fine = sum(scheme.strategy == "group" and scheme.block[1] % FINEST > 0 for scheme in schemes)
+    packed, as_int8 = [], f"packed as int8 with a scale for {FALLBACK_GROUP} inputs"
+    if zeros:
+        packed.append(f"{zeros} weights with zero points: packed as int8, exactly where value - zero fits.")
+    if blocks:
+        packed.append(f"{blocks} weights in FP8 with a scale a block: {as_int8}.")
+    if fine:
+        packed.append(f"{fine} weights in groups that {FINEST} doesn't divide: {as_int8}.")
+    return Contents(weights, tuple(notes), tuple(packed))
