@@ -6,8 +6,8 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from puna.model.causal import attend
 from puna.model.cache import Cache, ChunkCache, FullCache
+from puna.model.causal import attend
 from puna.model.feedforward import MixtureOfExperts
 from tiny import CONFIGS, decoder, randomise, token_ids
 

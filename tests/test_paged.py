@@ -1,5 +1,6 @@
 """The paged cache and its attention: equal to the definition, and the same bits however the work is cut."""
 
+import itertools
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -73,7 +74,7 @@ def whole(pool: PagedPool, text: Text, layer: int = 0) -> Tensor:
 
 def pieces(text: Text, cuts: list[int]) -> list[tuple[Text, int, int]]:
     edges = [0, *sorted({cut for cut in cuts if 0 < cut < len(text)}), len(text)]
-    return [(text, a, b - a) for a, b in zip(edges, edges[1:], strict=False)]
+    return [(text, a, b - a) for a, b in itertools.pairwise(edges)]
 
 
 SHAPES = st.builds(

@@ -7,7 +7,7 @@
 #include "records.c"
 #include "rotary.c"
 
-enum { SPLIT = 4096, TILE_ROWS = 32, FEW_ROWS = 8, FEW_QUERIES = 4 };
+enum { SPLIT = 4096, TILE_ROWS = 32, FEW_ROWS = 8, FEW_QUERIES = 4, Q_STRIDE = WIDEST + 16 };
 #if AVX512
 enum { ROWS = 4, COLUMNS = 4 };  // of a tile in registers: rows, and groups of sixteen head elements
 #else
@@ -15,14 +15,16 @@ enum { ROWS = 2, COLUMNS = 2 };
 #endif
 
 // Scores of `rows` queries against the 32 keys of a block: each sum runs over the head's elements in order.
+// What follows is fetched into the second-level cache: the first has too few requests in flight for the memory's pace.
 INLINE void scores(const char *keys, const float *q, float *out, long width, int rows, int kind, const char *next) {
     v16f sum[ROWS][2];
     for (int r = 0; r < rows; r++) sum[r][0] = sum[r][1] = vzero();
     for (long d = 0; d < width; d++) {
         v16f low = load_kv(keys, d * BLOCK, kind), high = load_kv(keys, d * BLOCK + 16, kind);
-        if (next) __builtin_prefetch(next + d * BLOCK * size_of(kind));
+        for (int line = 0; next && line < BLOCK * size_of(kind); line += 64)
+            __builtin_prefetch(next + d * BLOCK * size_of(kind) + line, 0, 2);
         for (int r = 0; r < rows; r++) {
-            v16f x = vset(q[r * width + d]);
+            v16f x = vset(q[r * Q_STRIDE + d]);
             sum[r][0] = vfma(x, low, sum[r][0]), sum[r][1] = vfma(x, high, sum[r][1]);
         }
     }
@@ -38,7 +40,8 @@ INLINE void add_values(const char *v, long v_stride, const float *weights, const
     for (int t = low; t < high; t++) {
         v16f x[COLUMNS];
         for (int c = 0; c < columns; c++) x[c] = load_kv(v, t * v_stride + c * 16, kind);
-        if (next) __builtin_prefetch(next + t * v_stride * size_of(kind));
+        for (int line = 0; next && line < columns * 16 * size_of(kind); line += 64)
+            __builtin_prefetch(next + t * v_stride * size_of(kind) + line, 0, 2);
         for (int r = 0; r < rows; r++) {
             v16f w = vset(weights[r * BLOCK + t]);
             for (int c = 0; c < columns; c++) sum[r][c] = vfma(w, x[c], sum[r][c]);
@@ -51,7 +54,7 @@ INLINE void add_values(const char *v, long v_stride, const float *weights, const
 typedef struct {  // query rows of one key/value head: all heads of its group at consecutive positions
     long rows, group, first;                     // row r is at position first + r / group
     long padded;                                 // head_dim up to a multiple of sixteen
-    float *q, *weights, *fade;                   // [rows][head_dim], [rows][32], [rows]
+    float *q, *weights, *fade;                   // [rows][Q_STRIDE], [rows][32], [rows]
     float *top, *sum, *acc;                      // of this split: [rows], [rows][16], [rows][padded]
     float *all_top, *all_sum, *all_acc;          // of the splits so far: [rows], [rows], [rows][padded]
     float *keys, *values;                        // a block in float32: [head_dim][32], [32][padded]
@@ -97,8 +100,8 @@ INLINE void attend_block(Tile *t, const char *k, const char *v, long v_stride, c
                          long chunk, long width, long from, long to, int kind, const char *next) {
     long r = from, value_bytes = BLOCK * width * size_of(kind);
     for (; r + ROWS <= to; r += ROWS)
-        scores(k, t->q + r * width, t->weights + r * BLOCK, width, ROWS, kind, r == from ? next : 0);
-    for (; r < to; r++) scores(k, t->q + r * width, t->weights + r * BLOCK, width, 1, kind, r == from ? next : 0);
+        scores(k, t->q + r * Q_STRIDE, t->weights + r * BLOCK, width, ROWS, kind, r == from ? next : 0);
+    for (; r < to; r++) scores(k, t->q + r * Q_STRIDE, t->weights + r * BLOCK, width, 1, kind, r == from ? next : 0);
     if (next) next += value_bytes;
     for (r = from; r < to;) {
         int rows = r + ROWS <= to ? ROWS : 1, low[ROWS], high[ROWS], alike = 1;
@@ -181,7 +184,7 @@ static void NAME(attend_item)(const Attention *a, const Item *item, Tile *t) {
     for (long r = 0; r < t->rows; r++) {
         long at = (item->row + r / group) * a->q_stride + (item->head * group + r % group) * width;
         widen((const char *)a->q + at * (a->bf16 ? 2 : 4), row, width, a->bf16);
-        for (long d = 0; d < width; d++) t->q[r * width + d] = row[d] * scale;
+        for (long d = 0; d < width; d++) t->q[r * Q_STRIDE + d] = row[d] * scale;
         t->all_top[r] = -__builtin_inff(), t->all_sum[r] = 0;
     }
     memset(t->all_acc, 0, t->rows * t->padded * sizeof(float));
@@ -219,7 +222,7 @@ typedef struct {  // how a span's work is cut
 INLINE long rounded_up(long x) { return (x + 15) / 16 * 16; }
 
 static float *NAME(tile_buffers)(Tile *t, long rows, long width) {
-    long sizes[] = {rows * width, rows * BLOCK, rows, rows, rows * 16, rows * t->padded, rows, rows, rows * t->padded,
+    long sizes[] = {rows * Q_STRIDE, rows * BLOCK, rows, rows, rows * 16, rows * t->padded, rows, rows, rows * t->padded,
                     width * BLOCK, BLOCK * t->padded}, total = 0;
     float **buffers[] = {&t->q, &t->weights, &t->fade, &t->top, &t->sum, &t->acc, &t->all_top, &t->all_sum, &t->all_acc,
                          &t->keys, &t->values};

@@ -137,6 +137,8 @@ INLINE void store_bf16(uint16_t *p, v16f x) {
 }
 #endif
 
+INLINE void prefetch(const void *p) { _mm_prefetch((const char *)p, _MM_HINT_T0); }
+
 INLINE v16i ibroadcast(const void *p) {  // four bytes in every lane
     int32_t x;
     memcpy(&x, p, 4);
@@ -152,10 +154,14 @@ INLINE float vsum(v16f x) {
     return lanes[0];
 }
 INLINE float vmaximum(v16f x) {
-    float lanes[16];
-    vstore(lanes, x);
-    for (int i = 1; i < 16; i++) lanes[0] = lanes[i] > lanes[0] ? lanes[i] : lanes[0];
-    return lanes[0];
+#if AVX512
+    return _mm512_reduce_max_ps(x);
+#else
+    __m256 a = _mm256_max_ps(x.l, x.h);
+    __m128 b = _mm_max_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
+    b = _mm_max_ps(b, _mm_movehl_ps(b, b));
+    return _mm_cvtss_f32(_mm_max_ss(b, _mm_movehdup_ps(b)));
+#endif
 }
 
 // e^x within 2 units in the last place: x = n ln 2 + r, a polynomial of degree 6 in r (coefficients of Cephes' expf).
