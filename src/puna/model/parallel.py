@@ -99,9 +99,10 @@ def connect(decoder: Decoder, share: Share) -> None:
     layers of any kind may lie inside.
     """
     peers, everyone = share.peers, share.everyone
-    vocabulary = part(share.sharding.config.vocab_size, peers.size, peers.rank)
     decoder.register_forward_pre_hook(lambda _, args: _check_in_step(args[0], everyone))
-    decoder.set_submodule("embed_tokens", VocabularyEmbedding(decoder.embed_tokens, vocabulary[0], peers))
+    rows = VocabularyRows(part(share.sharding.config.vocab_size, peers.size, peers.rank), peers)
+    decoder.embed_tokens.register_forward_pre_hook(rows.before)
+    decoder.embed_tokens.register_forward_hook(rows.after)
     for layer in range(len(decoder.layers)):
         decoder.get_submodule(f"layers.{layer}.self_attn").register_forward_hook(lambda _, __, out: peers.sum(out))
         if not share.sharding.config.is_moe(layer):
@@ -125,24 +126,23 @@ def gather_logits(part_BSV: Tensor, share: Share) -> Tensor:
     return torch.cat([x[..., :length] for x, length in zip(parts, lengths, strict=True)], -1)
 
 
-class VocabularyEmbedding(nn.Module):
-    """Rows `first`.. of an embedding: a token whose row is another rank's comes from there, by a sum with zeros."""
+class VocabularyRows:
+    """Hooks of an embedding that holds some of the rows: the others' come from their ranks, by a sum with zeros."""
 
-    def __init__(self, local: nn.Module, first: int, ranks: Ranks) -> None:
-        super().__init__()
-        self.local, self.first, self.ranks = local, first, ranks
+    def __init__(self, rows: tuple[int, int], ranks: Ranks) -> None:
+        self.first, self.last = rows
+        self.ranks = ranks
+        self._mine = torch.empty(0, dtype=torch.bool)  # which tokens of the pass in progress are this rank's
 
-    @property
-    def weight(self) -> Tensor:
-        """This rank's rows."""
-        weight = self.local.weight
-        assert isinstance(weight, Tensor)
-        return weight
+    def before(self, _: nn.Module, args: tuple[Tensor]) -> Tensor:
+        """Local row numbers; 0 in place of other ranks' tokens."""
+        (token_ids,) = args
+        self._mine = (token_ids >= self.first) & (token_ids < self.last)
+        return (token_ids - self.first).where(self._mine, 0)
 
-    def forward(self, token_ids: Tensor) -> Tensor:
-        rows = token_ids - self.first
-        mine = (rows >= 0) & (rows < self.weight.shape[0])
-        return self.ranks.sum(self.local(rows.where(mine, 0)) * mine[..., None])
+    def after(self, _: nn.Module, __: tuple[Tensor], out: Tensor) -> Tensor:
+        """Everyone's rows."""
+        return self.ranks.sum(out * self._mine[..., None])
 
 
 class LocalExperts(nn.Module):
