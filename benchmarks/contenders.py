@@ -13,7 +13,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Protocol
 
-import models
+import shapes
 import torch
 
 LLAMA_CPP_TYPES = {"bf16": "BF16", "int8": "Q8_0", "int4": "Q4_0"}
@@ -54,7 +54,7 @@ class LlamaCpp:
         threads = torch.get_num_threads()
         self.llama = llama_cpp.Llama(str(path), n_ctx=4096, n_batch=512, n_threads=threads, n_threads_batch=threads,
                                      verbose=False)  # fmt: skip
-        self.weight_bytes = models.gguf_bytes(path)  # the embedding is tied, so that all is read for a token
+        self.weight_bytes = shapes.gguf_bytes(path)  # the embedding is tied, so that all is read for a token
 
     def answer(self, ids: list[int], count: int) -> list[float]:
         """Arrival seconds of `count` greedy tokens."""
@@ -116,11 +116,11 @@ class Entry:
 
 def entries(shape: str, bits: str) -> list[Entry]:
     """Ours and llama.cpp at these bits, and transformers at bf16, the only one that it runs at its best here."""
-    path = models.checkpoint(shape)
+    path = shapes.checkpoint(shape)
     found = [Entry(f"puna {bits}", Puna, (path, bits))]
     kind = LLAMA_CPP_TYPES[bits]
     if importlib.util.find_spec("llama_cpp"):
-        found.append(Entry(f"llama.cpp {kind}", LlamaCpp, (models.gguf(shape, kind),)))
+        found.append(Entry(f"llama.cpp {kind}", LlamaCpp, (shapes.gguf(shape, kind),)))
     if bits == "bf16":
         found.append(Entry("transformers bf16", Transformers, (path,)))
     return found

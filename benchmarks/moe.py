@@ -1,13 +1,13 @@
 """A Scout-like mixture of experts against the dense model that is as wide where it works: `python benchmarks/moe.py`.
 
-16 experts, one of them for a token beside a shared one, chunked attention: sizes in `models.EXPERTS`. Decoding is
+16 experts, one of them for a token beside a shared one, chunked attention: sizes in `shapes.EXPERTS`. Decoding is
 compared with our own dense model of equal active parameters, prefill with transformers' Llama 4.
 """
 
 import statistics
 from pathlib import Path
 
-import models
+import shapes
 from contenders import Contender, Entry, Puna, Transformers
 from rows import machine, parser, write_rows
 
@@ -22,14 +22,14 @@ NOTES = (
 def main() -> None:
     """Measure, print and record."""
     arguments = parser("A mixture of experts against a dense model and against transformers")
-    arguments.add_argument("--experts", default="experts", choices=models.SHAPES)
-    arguments.add_argument("--dense", default="dense", choices=models.SHAPES)
+    arguments.add_argument("--experts", default="experts", choices=shapes.SHAPES)
+    arguments.add_argument("--dense", default="dense", choices=shapes.SHAPES)
     arguments.add_argument("--bits", nargs="+", default=["int4", "bf16"], choices=["int4", "int8", "bf16"])
     for name, value in (("prompt", 1024), ("answer", 64), ("repeats", 3)):
         arguments.add_argument(f"--{name}", type=int, default=value)
     args = arguments.parse_args()
-    sparse, dense = models.checkpoint(args.experts), models.checkpoint(args.dense)
-    ids = models.random_ids(args.experts, args.prompt)
+    sparse, dense = shapes.checkpoint(args.experts), shapes.checkpoint(args.dense)
+    ids = shapes.random_ids(args.experts, args.prompt)
     peer = Contender(Entry("transformers", Transformers, (sparse,)), args.threads)
     rows = []
     for bits in args.bits:
@@ -53,7 +53,7 @@ def main() -> None:
             f"{first[0] / first[1]:.2f}x its time |",
         ]
     peer.close()
-    counts = count_parameters(models.SHAPES[args.experts]), count_parameters(models.SHAPES[args.dense])
+    counts = count_parameters(shapes.SHAPES[args.experts]), count_parameters(shapes.SHAPES[args.dense])
     notes = NOTES.format(total=counts[0].total / 1e9, active=counts[0].active / 1e9, dense=counts[1].total / 1e9,
                          answer=args.answer, prompt=args.prompt)  # fmt: skip
     print(notes, *rows, sep="\n")

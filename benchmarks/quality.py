@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import models
+import shapes
 import torch
 from contenders import decoder_bytes
 from rows import machine, parser, write_rows
@@ -70,7 +70,7 @@ def llama_cpp_forms(model: str, folder: Path) -> Iterator[tuple[str, Path]]:
     source = folder / "bf16.gguf"
     puna.load(model, dtype="bfloat16").save(source, format="gguf")
     for kind in ("Q8_0", "Q4_0"):
-        yield kind, models.quantise_gguf(source, folder / f"{kind}.gguf", kind)
+        yield kind, shapes.quantise_gguf(source, folder / f"{kind}.gguf", kind)
 
 
 def main() -> None:
@@ -101,7 +101,7 @@ def main() -> None:
         row(f"puna {bits}", llama, decoder_bytes(llama.decoder))
     with tempfile.TemporaryDirectory() as folder:
         for kind, path in llama_cpp_forms(args.model, Path(folder)):
-            row(f"llama.cpp's {kind}", puna.load(path, dtype="float32"), models.gguf_bytes(path))
+            row(f"llama.cpp's {kind}", puna.load(path, dtype="float32"), shapes.gguf_bytes(path))
     notes = NOTES.format(windows=args.windows, length=args.length, text=args.text.name)
     print(notes, *rows, sep="\n")
     write_rows(Path(__file__), f"Quality of few bits, {args.model}", rows, machine(), notes=notes,

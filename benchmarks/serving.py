@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-import models
+import shapes
 from contenders import LLAMA_CPP_TYPES
 from rows import machine, parser, write_rows
 from services import (
@@ -62,18 +62,18 @@ class Summary:
 def burst(shape: str, requests: int, short: int, long: int, answer: int) -> list[Asked]:
     """All at once: lengths evenly spread, in a seeded random order."""
     lengths = [short + (long - short) * i // max(1, requests - 1) for i in range(requests)]
-    random.Random(models.SEED).shuffle(lengths)
-    return [Asked(models.random_ids(shape, length, seed=100 + i), answer) for i, length in enumerate(lengths)]
+    random.Random(shapes.SEED).shuffle(lengths)
+    return [Asked(shapes.random_ids(shape, length, seed=100 + i), answer) for i, length in enumerate(lengths)]
 
 
 def disturbed(service: Service, shape: str, short: int, long: int, answer: int) -> tuple[Summary, Summary]:
     """`QUIET` short requests alone, then the same while `ARRIVALS` long prompts come in, one after the other."""
-    running = [Asked(models.random_ids(shape, short, seed=200 + i), answer) for i in range(QUIET)]
+    running = [Asked(shapes.random_ids(shape, short, seed=200 + i), answer) for i in range(QUIET)]
     alone = service.run(running)
     begin = max(a.arrivals[0] for a in alone) - min(a.sent for a in alone)
     step = (max(a.arrivals[-1] for a in alone) - min(a.sent for a in alone) - begin) / (ARRIVALS + 1)
-    again = [Asked(models.random_ids(shape, short, seed=300 + i), answer) for i in range(QUIET)]
-    late = [Asked(models.random_ids(shape, long, seed=400 + i), 2, begin + step * i) for i in range(ARRIVALS)]
+    again = [Asked(shapes.random_ids(shape, short, seed=300 + i), answer) for i in range(QUIET)]
+    late = [Asked(shapes.random_ids(shape, long, seed=400 + i), 2, begin + step * i) for i in range(ARRIVALS)]
     return Summary.of(alone), Summary.of(service.run([*again, *late])[:QUIET])
 
 
@@ -81,8 +81,8 @@ def shared_prefix(service: Service, shape: str, length: int) -> tuple[float, flo
     """Median seconds to the first token of a prompt with a new beginning, and with one that was just seen."""
     times = []
     for number in range(PREFIXES):
-        prefix = models.random_ids(shape, length, seed=500 + number)
-        pair = [service.run([Asked(prefix + models.random_ids(shape, OWN, seed=600 + 2 * number + i), 2)])[0].first
+        prefix = shapes.random_ids(shape, length, seed=500 + number)
+        pair = [service.run([Asked(prefix + shapes.random_ids(shape, OWN, seed=600 + 2 * number + i), 2)])[0].first
                 for i in range(2)]  # fmt: skip
         times.append(pair)
     new, seen = (statistics.median(column) for column in zip(*times, strict=True))
@@ -92,7 +92,7 @@ def shared_prefix(service: Service, shape: str, length: int) -> tuple[float, flo
 def main() -> None:
     """Measure, print and record."""
     arguments = parser("Many requests at once")
-    arguments.add_argument("--shape", default="1b", choices=models.SHAPES)
+    arguments.add_argument("--shape", default="1b", choices=shapes.SHAPES)
     arguments.add_argument("--bits", nargs="+", default=["int4", "bf16"], choices=["int4", "int8", "bf16"])
     for name, value in (("requests", 16), ("short", 128), ("long", 1024), ("answer", 128), ("prefix", 2000)):
         arguments.add_argument(f"--{name}", type=int, default=value)
@@ -101,7 +101,7 @@ def main() -> None:
                            choices=["llama-server", "transformers"])  # fmt: skip
     arguments.add_argument("--http", action="store_true", help="ask ours through `puna serve`, not from threads")
     args = arguments.parse_args()
-    path, asked = models.checkpoint(args.shape), burst(args.shape, args.requests, args.short, args.long, args.answer)
+    path, asked = shapes.checkpoint(args.shape), burst(args.shape, args.requests, args.short, args.long, args.answer)
     rows, peers = [], {}
 
     def measured(start: Callable[[], Service]) -> tuple[Service, Summary]:
@@ -115,7 +115,7 @@ def main() -> None:
     if "llama-server" in args.peers and binary is None:
         print("llama-server: not in PATH and not given by --llama-server, so it is left out")
     for bits in args.bits if binary and "llama-server" in args.peers else ():
-        file = models.gguf(args.shape, LLAMA_CPP_TYPES[bits])
+        file = shapes.gguf(args.shape, LLAMA_CPP_TYPES[bits])
         service, peers[bits, "llama-server"] = measured(
             lambda file=file: llama_server(binary, file, args.threads, args.requests, args.long + args.answer))
         service.close()

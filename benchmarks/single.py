@@ -8,8 +8,8 @@ import statistics
 from dataclasses import dataclass
 from pathlib import Path
 
-import models
 import roof
+import shapes
 import torch
 from contenders import Contender, entries
 from rows import machine, parser, write_rows
@@ -90,13 +90,13 @@ def table(figures: dict[str, list[Figures]], config: ModelConfig, prompt: int, a
 def main() -> None:
     """Measure, print and record."""
     arguments = parser("One request: prefill and decoding")
-    arguments.add_argument("--shape", default="1b", choices=models.SHAPES)
+    arguments.add_argument("--shape", default="1b", choices=shapes.SHAPES)
     arguments.add_argument("--bits", nargs="+", default=["int4", "int8", "bf16"], choices=["int4", "int8", "bf16"])
     for name, value in (("prompt", 512), ("answer", 128), ("repeats", 3)):
         arguments.add_argument(f"--{name}", type=int, default=value)
     args = arguments.parse_args()
     torch.set_num_threads(args.threads)
-    config, ids = models.SHAPES[args.shape], models.random_ids(args.shape, args.prompt)
+    config, ids = shapes.SHAPES[args.shape], shapes.random_ids(args.shape, args.prompt)
     reads = [roof.read_bandwidth()]
     figures = {}
     for bits in args.bits:

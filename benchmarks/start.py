@@ -7,7 +7,7 @@ import sys
 import time
 from pathlib import Path
 
-import models
+import shapes
 from rows import machine, parser, write_rows
 
 import puna
@@ -44,24 +44,24 @@ def seconds_to_output(command: list[str]) -> float:
 def main() -> None:
     """Measure, print and record."""
     arguments = parser("Command to first token")
-    arguments.add_argument("--shape", default="1b", choices=models.SHAPES)
+    arguments.add_argument("--shape", default="1b", choices=shapes.SHAPES)
     arguments.add_argument("--bits", nargs="+", default=["int4", "int8", "bf16"], choices=["int4", "int8", "bf16"])
     arguments.add_argument("--repeats", type=int, default=5)
     args = arguments.parse_args()
     commands = {}
     for bits in args.bits:
-        path = models.checkpoint(args.shape)
+        path = shapes.checkpoint(args.shape)
         if bits != "bf16":
-            path = models.FOLDER / f"{args.shape}-{bits}"
+            path = shapes.FOLDER / f"{args.shape}-{bits}"
             if not path.exists():
-                puna.load(models.checkpoint(args.shape), quantize=bits).save(path)
+                puna.load(shapes.checkpoint(args.shape), quantize=bits).save(path)
         commands[f"puna {bits}"] = [sys.executable, "-m", "puna", "generate", str(path), "--ids", "5,6,7",
                                     "--max-tokens", "1", "--temperature", "0", "--ignore-eos"]  # fmt: skip
     for name, (package, code) in PEERS.items():
         if importlib.util.find_spec(package) is None:
             print(f"{package} isn't installed, so it is left out")
             continue
-        path = models.gguf(args.shape, "Q4_0") if package == "llama_cpp" else models.checkpoint(args.shape)
+        path = shapes.gguf(args.shape, "Q4_0") if package == "llama_cpp" else shapes.checkpoint(args.shape)
         commands[name] = [sys.executable, "-c", code.format(threads=args.threads), str(path)]
     times: dict[str, list[float]] = {name: [] for name in commands}
     for command in commands.values():
