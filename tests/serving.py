@@ -4,14 +4,15 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import SimpleNamespace
 from typing import Any
 
 import httpx
 import torch
 import uvicorn
 
+from puna.engine import Model, Sampling
 from puna.family.config import ModelConfig
+from puna.model.paged import Batch
 from puna.text.tokenizer import Tokenizer
 
 NAME = "llama-of-the-test"
@@ -32,7 +33,8 @@ class Scripted:
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.tokenizer = tokenizer
         self.config = ModelConfig("llama", tokenizer.vocab_size, 8, 1, 1, 1, 8, 8, context_length=900)
-        self.device = torch.device("cpu")
+        self.device, self.dtype = torch.device("cpu"), torch.float32
+        self.ends: dict[int, int] = {}
         self.say(SAID)
 
     def say(self, text: str, seconds: float = 0.0, fail_at: int | None = None) -> None:
@@ -42,20 +44,30 @@ class Scripted:
     def eval(self) -> "Scripted":
         return self
 
-    def new_cache(self, batch: int = 1) -> SimpleNamespace:
-        return SimpleNamespace(step=None)
-
-    def __call__(self, ids: torch.Tensor, cache: Any = None, last_only: bool = False) -> torch.Tensor:
-        if cache:  # several tokens at once, and the first ones, are the prompt
-            cache.step = 0 if ids.shape[1] > 1 or cache.step is None else cache.step + 1
-        step = cache.step if cache else 0
-        if step == self.fail_at:
+    def __call__(self, ids: torch.Tensor, cache: Batch, rows: torch.Tensor) -> torch.Tensor:
+        """The first position whose logits are wanted ends a sequence's prompt. `fail_at`: the token of the answer."""
+        steps: list[int] = []
+        wanted, row = set(rows.tolist()), 0
+        for span in cache.spans:
+            first = int(span.blocks[0])  # tells sequences apart, as long as they share none
+            if span.start == 0:
+                self.ends.pop(first, None)
+            for position in range(span.start, span.start + span.count):
+                if row in wanted:
+                    steps.append(position - self.ends.setdefault(first, position))
+                row += 1
+        if self.fail_at in steps:
             raise ZeroDivisionError("a secret of the engine room")
         time.sleep(self.seconds)
         self.calls += 1
-        logits = torch.zeros(1, 1 if last_only else ids.shape[1], self.config.vocab_size)
-        logits[..., self.script[min(step, len(self.script) - 1)]] = 9.0
+        logits = torch.zeros(1, len(rows), self.config.vocab_size)
+        for at, step in enumerate(steps):
+            logits[0, at, self.script[min(step, len(self.script) - 1)]] = 9.0
         return logits
+
+
+def model(decoder: Scripted, tokenizer: Tokenizer | None) -> Model:
+    return Model(decoder, tokenizer, defaults=Sampling(temperature=0), prefix_cache=False)  # type: ignore[arg-type]
 
 
 @contextmanager

@@ -5,11 +5,10 @@ from collections.abc import Iterator
 import openai
 import pytest
 
-from puna.engine import Model, Sampling
 from puna.server.app import LOOPBACK, create_app
 from puna.text.tokenizer import Tokenizer
 from puna.text.train import train_tokenizer
-from serving import NAME, SAID, TEXTS, Scripted, serving
+from serving import NAME, SAID, TEXTS, Scripted, model, serving
 
 
 @pytest.fixture(scope="module")
@@ -24,8 +23,7 @@ def decoder(tokenizer: Tokenizer) -> Scripted:
 
 @pytest.fixture(scope="module")
 def url(decoder: Scripted, tokenizer: Tokenizer) -> Iterator[str]:
-    model = Model(decoder, tokenizer, defaults=Sampling(temperature=0))  # type: ignore[arg-type]
-    with serving(create_app(model, NAME, hosts=LOOPBACK)) as address:
+    with serving(create_app(model(decoder, tokenizer), NAME, hosts=LOOPBACK)) as address:
         yield address
 
 

@@ -2,6 +2,7 @@
 
 import json
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from puna.engine import ContextLengthError, Inputs, Model, Sampling, load
-from puna.engine import generate as loop
+from puna.engine import ContextLengthError, Inputs, Model, Sampling, load, pace
+from puna.engine.core import RUN_AHEAD
 from puna.errors import PunaError
 from puna.family.config import AttentionTemperature, ModelConfig
 from puna.model import Decoder
@@ -70,7 +71,7 @@ def greedy(model: Model, ids: list[int], count: int) -> list[int]:
 def test_greedy_equals_the_plain_forward_pass_past_several_chunks(
     model: Model, prefill: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loop, "PREFILL_TOKENS", prefill)
+    monkeypatch.setattr(pace, "LARGEST", prefill)
     prompt = [(7 * i) % 320 for i in range(21)]
     reply = model.generate(prompt, max_tokens=30, temperature=0)
     assert reply.token_ids == greedy(model, prompt, 30)
@@ -112,7 +113,7 @@ def test_logprobs_are_the_log_softmax_of_the_raw_logits(model: Model) -> None:
 
 
 def test_score_gives_the_prompts_own_logprobs(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loop, "PREFILL_TOKENS", 5)
+    monkeypatch.setattr(pace, "LARGEST", 5)
     ids = [(11 * i) % 320 for i in range(19)]
     expected = torch.log_softmax(model.logits(ids), -1)
     scores = model.score(ids, top=2)
@@ -186,46 +187,90 @@ def test_damaged_weights_are_reported_not_sampled() -> None:
         Model(decoder).generate([1], max_tokens=1)
 
 
-def test_a_stream_closed_midway_does_no_more_work(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
-    passes = []
+def counting(monkeypatch: pytest.MonkeyPatch, before: Any = None) -> list[int]:
+    """How many tokens each pass of any decoder has from now on."""
+    passes: list[int] = []
     forward = Decoder.forward
-    monkeypatch.setattr(Decoder, "forward", lambda *a, **k: passes.append(1) or forward(*a, **k))
+
+    def counted(self: Decoder, ids: torch.Tensor, *args: Any, **options: Any) -> torch.Tensor:
+        passes.append(ids.shape[1])
+        if before:
+            before()
+        return forward(self, ids, *args, **options)
+
+    monkeypatch.setattr(Decoder, "forward", counted)
+    return passes
+
+
+def until(condition: Any, seconds: float = 10.0) -> bool:
+    end = time.monotonic() + seconds
+    while not condition() and time.monotonic() < end:
+        time.sleep(0.005)
+    return bool(condition())
+
+
+def idle(model: Model) -> bool:
+    stats = model.stats()
+    return (stats.running, stats.waiting, stats.used_blocks) == (0, 0, 0)
+
+
+def test_a_stream_closed_midway_does_no_more_work(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    passes = counting(monkeypatch, before=lambda: time.sleep(0.01))
     stream = model.stream([1, 2], max_tokens=100)
     pieces = [next(stream), next(stream)]
     stream.close()
     assert list(stream) == []
-    assert (len(passes), stream.reply) == (2, None)
+    assert until(lambda: idle(model))
+    done = len(passes)
+    assert done < 20
+    assert stream.reply is None
     assert [len(piece.token_ids) for piece in pieces] == [1, 1]
     with model.stream([1, 2], max_tokens=100) as stream:
         next(stream)
-    assert len(passes) == 3
+    assert until(lambda: idle(model))
+    dropped = model.stream([1, 2], max_tokens=100)
+    next(dropped)
+    del dropped
+    assert until(lambda: idle(model)), "a stream that nobody holds any more"
+    done = len(passes)
+    time.sleep(0.05)
+    assert len(passes) == done < 40
     assert model.generate([1, 2], max_tokens=3).usage.completion_tokens == 3
 
 
 def test_a_stream_can_be_closed_while_another_thread_waits_for_its_prompt(
     model: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loop, "PREFILL_TOKENS", 1)
-    started, proceed, passes = threading.Event(), threading.Event(), []
-    forward = Decoder.forward
+    monkeypatch.setattr(pace, "LARGEST", 1)
+    started, proceed = threading.Event(), threading.Event()
 
-    def slow(*args: Any, **options: Any) -> torch.Tensor:
-        passes.append(1)
+    def slow() -> None:
         started.set()
         assert proceed.wait(10)
-        return forward(*args, **options)
 
-    monkeypatch.setattr(Decoder, "forward", slow)
+    passes = counting(monkeypatch, slow)
     stream = model.stream([1] * 50)
     pieces: list[Any] = []
     reader = threading.Thread(target=lambda: pieces.extend(stream))
     reader.start()
     assert started.wait(10)
     stream.close()
-    proceed.set()
     reader.join(10)
-    assert not reader.is_alive()
+    assert not reader.is_alive(), "told at once, before the pass is over"
+    proceed.set()
+    assert until(lambda: idle(model))
     assert (pieces, len(passes)) == ([], 1)
+
+
+def test_an_unread_answer_waits_for_its_reader(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    passes = counting(monkeypatch)
+    stream = model.stream([1, 2], max_tokens=126, temperature=0)
+    assert until(lambda: len(passes) >= RUN_AHEAD)
+    time.sleep(0.05)
+    assert len(passes) == RUN_AHEAD
+    assert model.generate([3], max_tokens=2).usage.completion_tokens == 2, "others go on"
+    ids = [token for piece in stream for token in piece.token_ids]
+    assert ids == model.generate([1, 2], max_tokens=126, temperature=0).token_ids
 
 
 def test_two_threads_and_a_stream_left_open_get_the_answers_of_one(model: Model) -> None:
@@ -307,13 +352,12 @@ def forced(talker: Model, said: str | list[int]) -> Model:
     script = [*(talker.tokenizer.encode(said) if isinstance(said, str) else said), sorted(talker.stop_ids)[0]]
 
     class Scripted(Decoder):
-        def forward(self, token_ids_BS: torch.Tensor, cache: Any = None, last_only: bool = False) -> torch.Tensor:
-            logits = super().forward(token_ids_BS, cache, last_only)
+        def forward(self, token_ids_1S: torch.Tensor, *args: Any, rows: torch.Tensor, **options: Any) -> torch.Tensor:
+            logits = super().forward(token_ids_1S, *args, rows=rows, **options)
             state = self.__dict__.setdefault("said", iter(script))
-            if token_ids_BS.shape[1] == loop.PREFILL_TOKENS:  # more of the prompt follows
-                return logits
             out = torch.full_like(logits, -50.0)
-            out[:, -1, next(state)] = 50.0
+            if len(rows):  # else more of the prompt follows
+                out[:, -1, next(state)] = 50.0
             return out
 
     return Model(Scripted(talker.config.with_(context_length=4096)), talker.tokenizer)

@@ -8,10 +8,9 @@ import openai
 import pytest
 import torch
 
-from puna.engine import Model, Sampling
 from puna.server.app import create_app
 from puna.text.tokenizer import Tokenizer
-from serving import CHAT, HELLO, NAME, SAID, WEATHER, Scripted, post, serving
+from serving import CHAT, HELLO, NAME, SAID, WEATHER, Scripted, model, post, serving
 
 torch.set_num_threads(1)
 
@@ -287,7 +286,7 @@ def test_token_ids_are_told_where_asked(client: openai.OpenAI, decoder: Scripted
 
 def test_a_checkpoint_without_tokenizer_answers_ids(decoder: Scripted) -> None:
     decoder.say("Yes")
-    with serving(create_app(Model(decoder, None, defaults=Sampling(temperature=0)), NAME)) as url:  # type: ignore[arg-type]
+    with serving(create_app(model(decoder, None), NAME)) as url:
         asked: Any = {"prompt": [5, 6], "max_tokens": 2, "logprobs": 0, "echo": True, "return_token_ids": True}
         told = post(url, "completions", **asked).json()
         refused = post(url, CHAT, messages=HELLO)

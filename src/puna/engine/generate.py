@@ -1,28 +1,28 @@
-"""The loop: prompt in pieces through the cache, then token by token, as a stream that can be closed at any time."""
+"""From a task's tokens to the pieces that a reader sees, as a stream that can be closed at any time."""
 
-import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Self, TypeVar
 
 import torch
 from torch import Tensor
 
+from puna.engine.core import Task
+from puna.engine.engine import Engine
 from puna.engine.grammar import Grammar
 from puna.engine.reply import FinishReason, Piece, Reply, TokenLogprob, Usage
-from puna.engine.sampling import Sampling, choose
+from puna.engine.sampling import Sampling
 from puna.engine.stops import StopStrings
-from puna.model import Cache, Decoder
 from puna.text.tokenizer import Tokenizer
 from puna.text.toolcalls import MARKERS, ToolCall, ToolCallParser
 
-PREFILL_TOKENS = 512  # bounds activations, and how long a closed stream can still be at work
+T = TypeVar("T")
+Item = TypeVar("Item")
 
 
 @dataclass
 class Request:
-    """One checked generation: everything the loop needs, nothing it has to look up."""
+    """One checked generation: everything that is needed, nothing to look up."""
 
     prompt: list[int]
     sampling: Sampling
@@ -31,79 +31,99 @@ class Request:
     continues_text: bool = False  # the answer goes on in the prompt's text, so its leading space is part of it
     tools: Sequence[Mapping[str, Any]] = ()  # OpenAI's definitions; calls of them are taken out of the text
     grammar: Grammar | None = None
-    cancelled: threading.Event = field(default_factory=threading.Event)
+    key: str | None = None
+    priority: int = 0
+    timeout: float | None = None
+
+    def task(self) -> Task:
+        """This request as the engine wants it."""
+        return Task(list(self.prompt), len(self.prompt) - 1, key=self.key, priority=self.priority, prompt=self.prompt,
+                    sampling=self.sampling, limit=self.limit, stop_ids=self.stop_ids, grammar=self.grammar,
+                    seconds=self.timeout, finished=self.limit < 1)
 
 
-class Stream(Iterator[Piece]):
-    """The pieces of one answer. `close()` may be called from any thread, also while another waits for a piece."""
+class Live(Iterator[T]):
+    """What the engine computes from now on, piece by piece. `close()` may be called from any thread, also while another
+    waits for a piece; one that nobody holds any more closes itself."""
 
-    def __init__(self, pieces: Iterator[Piece], cancelled: threading.Event) -> None:
-        self._pieces = pieces
-        self._cancelled = cancelled
-        self.reply: Reply | None = None  # set with the last piece
+    def __init__(self, engine: Engine, task: Task, pieces: Iterator[T]) -> None:
+        self._engine, self._task, self._pieces = engine, task, pieces
+        self._closed = False
+        if task.finished:
+            task.outbox.put(None)
+        else:
+            engine.submit(task)
 
-    def __next__(self) -> Piece:
-        if self._cancelled.is_set():
+    def __next__(self) -> T:
+        if self._closed:
             raise StopIteration
-        piece = next(self._pieces)
-        self.reply = piece.reply
-        return piece
+        return next(self._pieces)
 
     def close(self) -> None:
-        """End the work now: at most the forward pass in progress still completes. Frees the cache."""
-        self._cancelled.set()
-        try:
-            self._pieces.close()  # type: ignore[attr-defined]  # it is a generator
-        except ValueError:  # it is running in another thread, and ends by itself at its next look at `cancelled`
-            return
+        """End the work now: at most the step in progress still completes. Frees the cache."""
+        if not self._closed:
+            self._closed = True
+            if not self._task.finished:
+                self._engine.cancel(self._task)
 
-    def __enter__(self) -> "Stream":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def __del__(self) -> None:
+        self.close()
 
-class Runner:
-    """A decoder with the lock that lets concurrent streams take turns, one forward pass at a time."""
 
-    def __init__(self, decoder: Decoder) -> None:
-        self.decoder = decoder
-        self._turn = threading.Lock()
+class Stream(Live[Piece]):
+    """The pieces of one answer."""
 
-    @contextmanager
-    def turn(self) -> Iterator[None]:
-        """Exclusive use of the decoder without gradients. Never held while a caller has control."""
-        with self._turn, torch.no_grad():  # not inference_mode: a caller may write into the logits it gets
-            yield
+    def __init__(self, engine: Engine, request: Request, tokenizer: Tokenizer | None) -> None:
+        self.reply: Reply | None = None  # set with the last piece
+        task = request.task()
+        super().__init__(engine, task, _pieces(engine, task, request, tokenizer))
 
-    def forward(self, ids: Sequence[int], cache: Cache | None = None, last_only: bool = False) -> Tensor:
-        """Logits [S, V] (or [1, V]), in the weights' dtype and on their device."""
-        with self.turn():
-            return self.decoder(torch.tensor([ids], device=self.decoder.device), cache=cache, last_only=last_only)[0]
+    def __next__(self) -> Piece:
+        piece = super().__next__()
+        self.reply = piece.reply
+        if self.reply is not None:
+            self.close()  # a stop string may have ended it, of which the engine doesn't know
+        return piece
 
-    def tokens(self, request: Request) -> Iterator[tuple[int, Tensor]]:
-        """(token, raw float32 logits [V] on the CPU that it was drawn from), until the limit or cancellation."""
-        cache = self.decoder.new_cache()
-        random = request.sampling.generator()
-        answer: list[int] = []
-        logits_V = None
-        for start in range(0, len(request.prompt), PREFILL_TOKENS):
-            if request.cancelled.is_set():
-                return
-            logits_V = self.forward(request.prompt[start : start + PREFILL_TOKENS], cache, last_only=True)[-1]
-        while logits_V is not None and len(answer) < request.limit and not request.cancelled.is_set():
-            logits_V = logits_V.to("cpu", torch.float32)
-            allowed_V = request.grammar.allowed() if request.grammar else None
-            token = choose(logits_V, request.sampling, request.prompt, answer, random, allowed_V)
-            if request.grammar:
-                request.grammar.accept(token)
-            answer.append(token)
-            yield token, logits_V
-            if request.grammar and request.grammar.finished:
-                return
-            if len(answer) < request.limit and not request.cancelled.is_set():
-                logits_V = self.forward([token], cache, last_only=True)[-1]
+
+class Rows(Live[Tensor]):
+    """The float32 logits [S, V] of `ids`, piece by piece in order."""
+
+    def __init__(self, engine: Engine, ids: Sequence[int], key: str | None = None) -> None:
+        task = Task(list(ids), 0, prompt=ids, key=key, finished=not ids)
+        super().__init__(engine, task, _received(engine, task, Tensor))
+
+
+class Scores(Live[TokenLogprob | None]):
+    """How likely each of `ids` was after those before it, with the `top` likeliest; None for the first. [S, V] is never
+    held whole."""
+
+    def __init__(self, engine: Engine, ids: Sequence[int], top: int, tokenizer: Tokenizer | None,
+                 key: str | None = None) -> None:
+        task = Task(list(ids[:-1]), 0, prompt=ids, key=key, finished=len(ids) < 2)
+        super().__init__(engine, task, _scored(_received(engine, task, Tensor), ids, top, tokenizer))
+
+
+def _received(engine: Engine, task: Task, kind: type[Item]) -> Iterator[Item]:
+    while isinstance(item := engine.receive(task), kind):
+        yield item
+    if isinstance(item, BaseException):
+        raise item
+
+
+def _scored(rows: Iterator[Tensor], ids: Sequence[int], top: int,
+            tokenizer: Tokenizer | None) -> Iterator[TokenLogprob | None]:
+    yield None
+    following = iter(ids[1:])
+    for rows_RV in rows:
+        for logits_V in rows_RV:
+            yield describe(logits_V, next(following), top, tokenizer)
 
 
 def describe(logits_V: Tensor, token: int, top: int, tokenizer: Tokenizer | None) -> TokenLogprob:
@@ -160,7 +180,7 @@ class _Writer:
         return shown, tuple(event for event in events if isinstance(event, ToolCall))
 
 
-def run(runner: Runner, request: Request, tokenizer: Tokenizer | None) -> Iterator[Piece]:
+def _pieces(engine: Engine, task: Task, request: Request, tokenizer: Tokenizer | None) -> Iterator[Piece]:
     """The pieces of one answer; the last one carries the whole `Reply`. After cancellation there is no last piece."""
     sampling = request.sampling
     writer = _Writer(tokenizer, request)
@@ -169,12 +189,12 @@ def run(runner: Runner, request: Request, tokenizer: Tokenizer | None) -> Iterat
     calls: list[ToolCall] = []
     logprobs: list[TokenLogprob] | None = None if sampling.logprobs is None else []
     finish: FinishReason = "length"
-    for token, logits_V in runner.tokens(request):
+    for token, logits_V in _received(engine, task, tuple):
         ids.append(token)
         ended = token in request.stop_ids and not sampling.ignore_eos
         shown, called = ("", ()) if ended else writer.push(token)
         scores = None
-        if logprobs is not None and sampling.logprobs is not None:
+        if logprobs is not None and logits_V is not None and sampling.logprobs is not None:
             scores = (describe(logits_V, token, sampling.logprobs, tokenizer),)
             logprobs.extend(scores)
         text.append(shown)
@@ -183,28 +203,16 @@ def run(runner: Runner, request: Request, tokenizer: Tokenizer | None) -> Iterat
         if ended or writer.stopped:
             finish = "stop"
             break
-    if request.cancelled.is_set():
-        return
-    if request.grammar and request.grammar.finished:
-        finish = "stop"
+    else:
+        if task.cancelled:
+            return
+        if request.grammar and request.grammar.finished:
+            finish = "stop"
     shown, called = writer.finish()
     text.append(shown)
     calls.extend(called)
     if calls and finish == "stop":
         finish = "tool_calls"
-    usage = Usage(len(request.prompt), len(ids))
+    usage = Usage(len(request.prompt), len(ids), task.cached or 0)
     reply = Reply("".join(text), ids, finish, usage, calls, logprobs)
     yield Piece(shown, (), None, called, finish, reply)
-
-
-def score(runner: Runner, ids: Sequence[int], top: int, tokenizer: Tokenizer | None) -> list[TokenLogprob | None]:
-    """How likely each token was after those before it; None for the first. In pieces, so [S, V] is never held whole."""
-    cache = runner.decoder.new_cache()
-    found: list[TokenLogprob | None] = [None]
-    for start in range(0, len(ids) - 1, PREFILL_TOKENS):
-        piece = ids[start : min(start + PREFILL_TOKENS, len(ids) - 1)]
-        for row, logits_V in enumerate(runner.forward(piece, cache)):
-            found.append(describe(logits_V, ids[start + row + 1], top, tokenizer))
-    return found
-
-

@@ -9,13 +9,18 @@ from typing import TYPE_CHECKING, Any, Literal, Unpack
 import torch
 from torch import Tensor
 
-from puna.engine.generate import Request, Runner, Stream, run, score
+from puna.engine.core import Core
+from puna.engine.engine import Engine
+from puna.engine.generate import Request, Rows, Scores, Stream
 from puna.engine.grammar import Grammar, Vocabulary
 from puna.engine.reply import ContextLengthError, Inputs, Reply, TokenLogprob
 from puna.engine.sampling import Options, Sampling
+from puna.engine.sizes import CacheSize, cache_size
+from puna.engine.stats import Stats
 from puna.errors import PunaError
 from puna.family.config import ModelConfig
 from puna.model import Decoder
+from puna.model.paged import BLOCK, blocks_for
 from puna.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -24,6 +29,7 @@ if TYPE_CHECKING:
 Message = Mapping[str, Any]
 Prompt = str | Sequence[Message] | Inputs | Sequence[int] | Tensor
 
+BESIDE = ("tools", "schema", "key", "priority", "timeout")  # options that say nothing about sampling
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 
 
@@ -41,13 +47,17 @@ def load(
     """Load a checkpoint by bundled name ("cria"), hub id, folder or file.
 
     dtype: None keeps the stored one; else a torch dtype or "float32", "bfloat16", "float16".
-    context: caps the context length, in tokens. quantize, kv, speculate: only None (for speculate also False) so far.
-    prefix_cache: accepted, without effect so far: every prompt is computed afresh (answers are the same either way).
+    context: caps the context length, in tokens; the cache is made for it. By default the model's own, or what a quarter
+    of the available memory holds, if that is less (`Model.context_length` tells).
+    kv: "int8" keeps keys and values in 8 bits. quantize, speculate: only None (for speculate also False) so far.
+    prefix_cache: whether requests share the keys and values of equal beginnings (answers are the same either way).
     Under torchrun each process loads its share of the weights (docs/parallel.md); expert_parallel: over how many of
     them the routed experts are dealt out, None chooses.
     Raises PunaError: unknown name, damaged checkpoint, missing device, a setting that doesn't exist yet.
     """
-    for name, value in (("quantize", quantize), ("kv", kv), ("speculate", speculate or None)):
+    if kv not in (None, "int8"):
+        raise PunaError(f"kv must be None or 'int8', not {kv!r}")
+    for name, value in (("quantize", quantize), ("speculate", speculate or None)):
         if value is not None:
             raise PunaError(f"{name}={value!r} is not available yet in this version; leave {name} out")
     if not isinstance(prefix_cache, bool):
@@ -70,7 +80,7 @@ def load(
     given = loaded.generation
     defaults = Sampling().with_options({"temperature": given.temperature, "top_p": given.top_p, "top_k": given.top_k})
     return make(loaded.model, loaded.tokenizer, defaults=defaults, stop_ids=given.eos_token_ids, context=context,
-                generation=given)  # fmt: skip
+                generation=given, kv=kv, prefix_cache=prefix_cache)  # fmt: skip
 
 
 def _device(device: str | torch.device) -> torch.device:
@@ -99,7 +109,13 @@ def _dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
 
 
 class Model:
-    """A decoder with its tokenizer, ready to answer. Safe to use from several threads: streams take turns by tokens."""
+    """A decoder with its tokenizer, ready to answer. Safe to use from several threads: requests are computed together.
+
+    context: caps the context length. cache: how many blocks there are for keys and values (default: see `cache_size`);
+    what can't fit into them caps the context too. kv: None or "int8". prefix_cache: share equal beginnings.
+    """
+
+    _threaded = True  # whether the engine may step whenever it likes
 
     def __init__(
         self,
@@ -110,6 +126,9 @@ class Model:
         stop_ids: Sequence[int] = (),
         context: int | None = None,
         generation: "GenerationDefaults | None" = None,
+        cache: CacheSize | None = None,
+        kv: str | None = None,
+        prefix_cache: bool = True,
     ) -> None:
         self.decoder = decoder.eval()
         self._generation = generation  # what the checkpoint said, to be saved with it
@@ -122,10 +141,19 @@ class Model:
             raise PunaError(
                 f"context {context} is more than this model's context length of {own} tokens; give at most that"
             )
-        self.context_length = context or own
+        size = cache or cache_size(decoder.config, decoder.dtype, kv, context, decoder.device)
+        core = Core(self.decoder, size, kv=kv, prefix_cache=prefix_cache, fixed_steps=not self._threaded)
+        self._engine = Engine(core, threaded=self._threaded)
+        fits = core.state.blocks.longest
+        if context is not None and context > fits:
+            raise PunaError(
+                f"context {context} needs {blocks_for(context)} blocks of {BLOCK} tokens, but the cache was given "
+                f"{size.blocks}, which hold {fits} tokens; give at most that, or more blocks"
+            )
+        self._wanted_context = context or own
+        self.context_length = min(self._wanted_context, fits)
         of_tokenizer = tokenizer.eos_ids if tokenizer else ()
         self.stop_ids = frozenset((*stop_ids, *decoder.config.eos_token_ids, *of_tokenizer))
-        self._runner = Runner(self.decoder)
 
     @property
     def config(self) -> ModelConfig:
@@ -147,13 +175,20 @@ class Model:
         return Inputs(tokenizer.render(list(messages), tools=list(tools) if tools else None))
 
     def logits(self, ids_or_inputs: Inputs | Sequence[int] | Tensor) -> Tensor:
-        """The plain forward pass without a cache: float32 [S, V], row i for the token after i."""
-        ids = self._ids(ids_or_inputs)
-        return self._runner.forward(ids).float()
+        """The plain forward pass: float32 [S, V], row i for the token after i. Every token is computed for it."""
+        return torch.cat(list(Rows(self._engine, self._ids(ids_or_inputs))))
 
     def score(self, ids_or_inputs: Inputs | Sequence[int] | Tensor, top: int = 0) -> list[TokenLogprob | None]:
         """The log-probability of each token given those before it (None for the first), with `top` alternatives."""
-        return score(self._runner, self._ids(ids_or_inputs), top, self.tokenizer)
+        return list(self.scores(ids_or_inputs, top))
+
+    def scores(self, ids_or_inputs: Inputs | Sequence[int] | Tensor, top: int = 0, *, key: str | None = None) -> Scores:
+        """What `score` gives, one by one, and with an end that can be called: `close`. key: see `stream`."""
+        return Scores(self._engine, self._ids(ids_or_inputs), top, self.tokenizer, key)
+
+    def stats(self) -> Stats:
+        """How the engine is doing: requests, rates, cache."""
+        return self._engine.stats()
 
     def generate(self, prompt: Prompt, **options: Unpack[Options]) -> Reply:
         """One whole answer. See `Sampling` for the options, `stream` for prompts and errors."""
@@ -168,11 +203,13 @@ class Model:
 
         prompt: text (gets BOS once), messages (list of dicts), `Inputs`, or token ids (taken as they are).
         Beside the fields of `Sampling`: tools (OpenAI's definitions; only with messages), schema (JSON schema that the
-        answer follows). Everything is checked before this returns. Raises ContextLengthError for a prompt that is too
-        long, PunaError for any other mistake.
+        answer follows), and for the engine: key (requests of one key share its part of the machine), priority (the
+        smaller, the earlier; 0), timeout (seconds after which the answer fails). Everything is checked, and the work
+        begins, before this returns. Raises ContextLengthError for a prompt that is too long, QueueFullError where too
+        many wait already, PunaError for any other mistake.
         """
         tools, schema = options.get("tools"), options.get("schema")
-        sampling = self.defaults.with_options({k: v for k, v in options.items() if k not in ("tools", "schema")})
+        sampling = self.defaults.with_options({k: v for k, v in options.items() if k not in BESIDE})
         if tools and not _is_chat(prompt):
             raise PunaError("tools need a chat: give messages, or use render(messages, tools=...) and parse yourself")
         ids = self.prompt_ids(prompt, tools)
@@ -191,8 +228,11 @@ class Model:
             continues_text=not isinstance(prompt, Inputs) and not _is_chat(prompt),
             tools=tools or (),
             grammar=grammar,
+            key=options.get("key"),
+            priority=_priority(options.get("priority")),
+            timeout=_timeout(options.get("timeout")),
         )
-        return Stream(run(self._runner, request, self.tokenizer), request.cancelled)
+        return Stream(self._engine, request, self.tokenizer)
 
     def save(self, path: str | Path, format: Literal["safetensors", "gguf"] = "safetensors") -> None:
         """Write a checkpoint: a folder that transformers loads, or a GGUF file that llama.cpp loads."""
@@ -246,9 +286,23 @@ class Model:
             if not 0 <= whole < size:
                 raise PunaError(f"token id {id} at place {at} is outside this model's vocabulary (0 to {size - 1})")
         if len(ids) > self.context_length:
-            raise ContextLengthError(len(ids), self.context_length)
+            raise ContextLengthError(len(ids), self.context_length, self._wanted_context)
         return ids
 
 
 def _is_chat(prompt: Any) -> bool:
     return isinstance(prompt, Sequence) and len(prompt) > 0 and isinstance(prompt[0], Mapping)
+
+
+def _priority(given: Any) -> int:
+    if given is None:
+        return 0
+    if isinstance(given, bool) or not isinstance(given, int):
+        raise PunaError(f"priority must be a whole number (the smaller, the earlier), not {given!r}")
+    return given
+
+
+def _timeout(given: Any) -> float | None:
+    if given is not None and (isinstance(given, bool) or not isinstance(given, int | float) or not given > 0):
+        raise PunaError(f"timeout must be a number of seconds above 0, not {given!r}")
+    return given

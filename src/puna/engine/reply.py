@@ -13,12 +13,18 @@ FinishReason = Literal["stop", "length", "tool_calls"]
 
 
 class ContextLengthError(PunaError):
-    """A prompt that doesn't fit: `prompt_tokens` tokens for a context of `context_length`."""
+    """A prompt that doesn't fit: `prompt_tokens` tokens for a context of `context_length`.
 
-    def __init__(self, prompt_tokens: int, context_length: int) -> None:
+    own: the context length of the model itself, where the cache has room for less.
+    """
+
+    def __init__(self, prompt_tokens: int, context_length: int, own: int | None = None) -> None:
+        why = "" if own is None or own <= context_length else (
+            f" here, because the cache has room for no more (the model itself could take {own})"
+        )
         super().__init__(
-            f"the prompt has {prompt_tokens} tokens, but this model's context length is {context_length} tokens; "
-            "shorten the prompt"
+            f"the prompt has {prompt_tokens} tokens, but this model's context length is {context_length} tokens{why}; "
+            "shorten the prompt" + (" or ask for a longer context" if why else "")
         )
         self.prompt_tokens = prompt_tokens
         self.context_length = context_length
@@ -54,10 +60,12 @@ class TokenLogprob:
 
 @dataclass(frozen=True)
 class Usage:
-    """Token counts. `completion_tokens` counts every token that was drawn, an end-of-answer token included."""
+    """Token counts. `completion_tokens` counts every token that was drawn, an end-of-answer token included.
+    `cached_tokens`: those of the prompt that were found in the cache, so that nothing had to be computed for them."""
 
     prompt_tokens: int
     completion_tokens: int
+    cached_tokens: int = field(default=0, compare=False)  # equal requests get equal answers
 
     @property
     def total_tokens(self) -> int:

@@ -31,6 +31,9 @@ class Options(TypedDict, total=False):
     ignore_eos: bool | None
     schema: Mapping[str, Any] | None
     tools: Sequence[Mapping[str, Any]] | None
+    key: str | None
+    priority: int | None
+    timeout: float | None
 
 
 @dataclass(frozen=True)

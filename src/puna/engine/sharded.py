@@ -12,11 +12,13 @@ import torch.distributed as dist
 from puna.engine.generate import Stream
 from puna.engine.model import Model, Prompt
 from puna.engine.sampling import Options
+from puna.engine.sizes import CacheSize, cache_size
 from puna.errors import PunaError
 from puna.family.config import ModelConfig
 from puna.family.sharding import Sharding, mesh_for
 from puna.model import Decoder
 from puna.model.parallel import Share, connect, join
+from puna.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from puna.checkpoint import Loaded
@@ -61,14 +63,21 @@ def _leave() -> None:
 class ShardedModel(Model):
     """One process's part of a model. Answers are the whole model's, if every process makes the same calls in order."""
 
-    def __init__(self, share: Share, local: Decoder, *args: Any, **options: Any) -> None:
+    _threaded = False  # all processes must take the same steps
+
+    def __init__(
+        self, share: Share, local: Decoder, tokenizer: Tokenizer | None = None, *, context: int | None = None,
+        kv: str | None = None, cache: CacheSize | None = None, **options: Any,
+    ) -> None:  # fmt: skip
         """`local`: this process's share, filled and packed, not yet connected; the rest as for `Model`."""
         connect(local, share)
         self.share = share
-        seeds = torch.tensor([random.getrandbits(62)], device=local.device)
-        dist.broadcast(seeds, 0)
-        self._seeds = random.Random(int(seeds))
-        super().__init__(local, *args, **options)
+        seed = random.getrandbits(62)
+        size = cache or cache_size(local.config, local.dtype, kv, context, local.device)
+        told = share.everyone.gather(torch.tensor([seed, size.blocks, size.local_blocks], device=local.device))
+        self._seeds = random.Random(int(told[0][0]))
+        least = CacheSize(*(min(int(each[at]) for each in told) for at in (1, 2)))  # memory may differ, steps must not
+        super().__init__(local, tokenizer, context=context, kv=kv, cache=least, **options)
 
     @property
     def config(self) -> ModelConfig:
@@ -76,7 +85,9 @@ class ShardedModel(Model):
         return self.share.sharding.config
 
     def stream(self, prompt: Prompt, **options: Unpack[Options]) -> Stream:
-        """See `Model.stream`. Without a seed, the processes draw the same one."""
+        """See `Model.stream`. Without a seed, the processes draw the same one. No timeout: clocks differ."""
+        if options.get("timeout") is not None:
+            raise PunaError("a model over several processes takes no timeout, since their clocks differ; leave it out")
         seed = self._seeds.getrandbits(62)
         if options.get("seed") is None and self.defaults.seed is None:
             options["seed"] = seed

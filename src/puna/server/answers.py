@@ -1,10 +1,13 @@
 """What both kinds of completion share: the work in the model's thread, usage, and the fields of every response."""
 
+import json
 import secrets
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from starlette.requests import Request
 
 from puna import __version__
 from puna.engine import ContextLengthError, Model, Options, Piece, TokenLogprob
@@ -29,17 +32,24 @@ class Answer:
 
 
 def answers(job: Job, model: Model, prompt: Any, n: int, options: Options, at: int = 0) -> Iterator[Answer]:
-    """All pieces of `n` answers to the prompt with number `at`, one after another; a seed grows by one with each."""
-    for number in range(n):
-        if job.stopped:
-            return
-        seed = options.get("seed")
-        mine = options if seed is None else Options(**{**options, "seed": seed + number})
-        with job.running(model.stream(prompt, **mine)) as pieces:
+    """All pieces of `n` answers to the prompt with number `at`, computed together and told one after another.
+
+    A seed grows by one with each.
+    """
+    seed = options.get("seed")
+    each = [options if seed is None else Options(**{**options, "seed": seed + number}) for number in range(n)]
+    streams = [] if job.stopped else [model.stream(prompt, **mine) for mine in each]
+    with job.running(streams):
+        for number, pieces in enumerate(streams):
             for piece in pieces:
                 if piece.reply and not piece.reply.token_ids and options.get("max_tokens") != 0:
                     raise ContextLengthError(piece.reply.usage.prompt_tokens, model.context_length)  # no room to answer
                 yield Answer(at * n + number, piece, at)
+
+
+def fairness_key(request: Request, user: Any) -> str:
+    """Whose request this is, among which the engine is shared fairly: the API key with OpenAI's `user`."""
+    return json.dumps([request.headers.get("authorization"), user])
 
 
 class Heading:
@@ -58,19 +68,24 @@ class Count:
     def __init__(self, options: StreamOptions | None) -> None:
         self.asked = bool(options and options.include_usage)
         self._prompts: dict[int, int] = {}
+        self._cached: dict[int, int] = {}
         self._completion = 0
 
     def add(self, answer: Answer) -> None:
         """Count one piece."""
         self._completion += len(answer.piece.token_ids)
         if answer.piece.reply is not None:
-            self._prompts[answer.prompt] = answer.piece.reply.usage.prompt_tokens
+            usage = answer.piece.reply.usage
+            self._prompts[answer.prompt] = usage.prompt_tokens
+            # of several answers to one prompt, the first to run had the least in the cache
+            self._cached[answer.prompt] = min(usage.cached_tokens, self._cached.get(answer.prompt, usage.cached_tokens))
 
-    def usage(self) -> dict[str, int]:
+    def usage(self) -> dict[str, Any]:
         """OpenAI's usage object."""
         prompt = sum(self._prompts.values())
         return {"prompt_tokens": prompt, "completion_tokens": self._completion,
-                "total_tokens": prompt + self._completion}
+                "total_tokens": prompt + self._completion,
+                "prompt_tokens_details": {"cached_tokens": sum(self._cached.values())}}
 
     def in_chunk(self) -> dict[str, Any]:
         """What a chunk says about usage: null where a last chunk will tell, else nothing."""

@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from puna.engine import Model, Options, Piece, TokenLogprob
-from puna.server.answers import Answer, Count, Heading, answers
+from puna.server.answers import Answer, Count, Heading, answers, fairness_key
 from puna.server.errors import ApiError, JsonResponse
 from puna.server.protocol import ChatRequest
 from puna.server.streaming import collect, event_stream
@@ -26,6 +26,7 @@ async def chat_completions(request: Request, asked: ChatRequest, model: Model, n
     if tools and asked.tool_choice not in (None, "auto"):
         options["schema"] = _a_call(tools)
     options["tools"] = tools
+    options["key"] = fairness_key(request, asked.user)
 
     def start(job: Job[Answer]) -> Iterator[Answer]:
         return answers(job, model, messages, asked.n or 1, options)

@@ -8,7 +8,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from puna.engine import Model, Options, Piece, Reply, TokenLogprob, Usage
-from puna.server.answers import Answer, Count, Heading, answers
+from puna.server.answers import Answer, Count, Heading, answers, fairness_key
 from puna.server.errors import ApiError, JsonResponse
 from puna.server.protocol import CompletionRequest
 from puna.server.streaming import collect, event_stream
@@ -24,6 +24,7 @@ async def completions(request: Request, asked: CompletionRequest, model: Model, 
     options = asked.options()
     options["max_tokens"] = MAX_TOKENS if asked.max_tokens is None else asked.max_tokens
     options["logprobs"] = asked.logprobs
+    options["key"] = fairness_key(request, asked.user)
     prompts = _prompts(asked)
     completion = _Completion(Heading("cmpl", "text_completion", name), asked, prompts, model)
     job = worker.submit(lambda job: _work(job, model, prompts, asked, options))
@@ -47,12 +48,15 @@ def _prompts(asked: CompletionRequest) -> list[str | list[int]]:
 
 def _work(job: Job[Answer], model: Model, prompts: Sequence[str | list[int]], asked: CompletionRequest,
           options: Options) -> Iterator[Answer]:
-    """In the model's thread: each prompt's own log-probabilities, where echo asks for them, and its answers."""
+    """In the worker's thread: each prompt's own log-probabilities, where echo asks for them, and its answers."""
     n = asked.n or 1
     for at, ids in enumerate([model.prompt_ids(prompt) for prompt in prompts]):
         if job.stopped:
             return
-        scored = model.score(ids, asked.logprobs) if asked.echo and asked.logprobs is not None else None
+        scored = None
+        if asked.echo and asked.logprobs is not None:
+            with job.running([scores := model.scores(ids, asked.logprobs, key=options.get("key"))]):
+                scored = list(scores)
         found = answers(job, model, ids, n, options, at)
         if scored and asked.max_tokens == 0:  # all is known: don't run the prompt again
             empty = Piece(finish_reason="length", reply=Reply("", [], "length", Usage(len(ids), 0)))

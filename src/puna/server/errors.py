@@ -9,7 +9,7 @@ from fastapi import FastAPI, Request
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 
-from puna.engine import ContextLengthError
+from puna.engine import ContextLengthError, QueueFullError
 from puna.errors import PunaError
 
 log = logging.getLogger("puna.server")
@@ -51,6 +51,8 @@ def as_api_error(error: BaseException) -> ApiError:
         return error
     if isinstance(error, ContextLengthError):
         return context_error(error)
+    if isinstance(error, QueueFullError):
+        return ApiError(f"{error}.", status=503, code="server_overloaded")
     if isinstance(error, PunaError):
         where = FIELD.match(str(error))
         return ApiError(str(error), param=where and where[0], code="invalid_value")

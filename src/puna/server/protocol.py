@@ -23,7 +23,7 @@ Bias = Annotated[float, Field(ge=-100, le=100)]
 TokenId = Annotated[int, Field(ge=0)]  # in a prompt and, as JSON's string keys, in logit_bias
 
 # OpenAI's tags and hints, and vLLM's `priority` and `request_id`: nothing here reads them.
-IGNORED = ("user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key",
+IGNORED = ("metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key",
            "prompt_cache_retention", "priority", "request_id")
 
 
@@ -56,10 +56,10 @@ class SamplingRequest(_Strict):
     stop: str | list[str] | None = None
     seed: int | None = None
     ignore_eos: bool | None = None
+    user: Any = None  # with the API key: among whom the engine is shared fairly
     min_tokens: int | None = Field(None, ge=0)  # taken only where it changes nothing: 0, or with ignore_eos
     skip_special_tokens: Literal[True] | None = None
     # accepted and ignored, see IGNORED
-    user: Any = None
     metadata: Any = None
     store: Any = None
     service_tier: Any = None

@@ -1,25 +1,25 @@
-"""One thread that runs the model, so that the event loop stays free to answer and to notice who hung up."""
+"""Threads that wait for the engine, so that the event loop stays free to answer and to notice who hung up."""
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from typing import Generic, TypeVar
 
-from puna.engine import Stream
+from puna.engine.generate import Live
 from puna.server.errors import ApiError
 
 T = TypeVar("T")
 
 
 class Worker:
-    """Runs one generator at a time, in order of arrival. `limit` is how many may run or wait together."""
+    """Runs generators side by side: the engine computes them together. `limit` is how many there may be at once."""
 
     def __init__(self, limit: int = 64) -> None:
         self.limit = limit
-        self.jobs: set[Job] = set()  # running and waiting; touched by the event loop only
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="puna-generate")
+        self.jobs: set[Job] = set()  # touched by the event loop only
+        self._pool = ThreadPoolExecutor(limit, thread_name_prefix="puna-request")
 
     def submit(self, start: "Callable[[Job[T]], Iterator[T]]") -> "Job[T]":
         """Queue `start(job)`, whose items the job yields. Raises ApiError (503) when too many wait already."""
@@ -40,7 +40,7 @@ class Worker:
 
 
 class Job(Generic[T]):
-    """One generator's items, awaited. `close` ends it: at once while it waits, else after the token it is computing."""
+    """One generator's items, awaited. `close` ends it at once; the engine drops it after the step in progress."""
 
     future: "Future[None]"
 
@@ -49,10 +49,10 @@ class Job(Generic[T]):
         self._loop = asyncio.get_running_loop()
         self._items: asyncio.Queue[tuple[T] | BaseException | None] = asyncio.Queue()
         self._stop = threading.Event()
-        self._stream: Stream | None = None
+        self._streams: Sequence[Live] = ()
 
     def run(self) -> None:
-        """In the worker's thread: produce until the end, an error, or `close`."""
+        """In one of the worker's threads: produce until the end, an error, or `close`."""
         end: BaseException | None = None
         try:
             for item in self._start(self):
@@ -67,13 +67,19 @@ class Job(Generic[T]):
             self._loop.call_soon_threadsafe(call, *args)
 
     @contextmanager
-    def running(self, stream: Stream) -> Iterator[Stream]:
-        """Have `close` end this stream while the block runs. In the worker's thread."""
-        self._stream = stream
+    def running(self, streams: Sequence[Live]) -> Iterator[None]:
+        """Have `close` end these streams while the block runs, whose end closes them too. In the worker's thread."""
+        self._streams = streams
         if self._stop.is_set():  # closed in the moment before
+            self._close_streams()
+        try:
+            yield
+        finally:
+            self._close_streams()
+
+    def _close_streams(self) -> None:
+        for stream in self._streams:
             stream.close()
-        with stream:
-            yield stream
 
     @property
     def stopped(self) -> bool:
@@ -84,8 +90,7 @@ class Job(Generic[T]):
         """Stop producing, also from amid a long prompt. Harmless when done already."""
         self._stop.set()
         self.future.cancel()
-        if self._stream is not None:
-            self._stream.close()
+        self._close_streams()
 
     async def __aiter__(self) -> AsyncIterator[T]:
         while isinstance(item := await self._items.get(), tuple):

@@ -1,0 +1,187 @@
+"""One step of the engine: plan it, run the model once over all sequences in it, draw each one's next token."""
+
+import time
+from collections import deque
+from collections.abc import Sequence as Tokens
+from dataclasses import dataclass, field
+from queue import SimpleQueue
+
+import torch
+from torch import Tensor
+
+from puna.engine.blocks import BlockStore
+from puna.engine.grammar import Grammar
+from puna.engine.pace import Pace
+from puna.engine.sampling import Sampling, choose
+from puna.engine.scheduler import Reason, Sequence, State, schedule
+from puna.engine.sizes import CacheSize
+from puna.engine.stats import Meter, Stats
+from puna.errors import PunaError
+from puna.model import Decoder
+from puna.model.paged import BLOCK, Batch, PagedPool, Span
+
+RUN_AHEAD = 64  # tokens that may lie unread before an answer waits for its reader
+
+
+@dataclass(eq=False, kw_only=True)
+class Task(Sequence):
+    """One request in the engine. What comes of it goes into `outbox`: tokens or rows, then None or an error.
+
+    A task without `sampling` draws nothing: it delivers the logits of all of its tokens.
+    """
+
+    prompt: Tokens[int]
+    sampling: Sampling | None = None
+    limit: int = 0  # most tokens to draw
+    stop_ids: frozenset[int] = frozenset()
+    grammar: Grammar | None = None
+    seconds: float | None = None  # may take so long in all
+    finished: bool = False  # nothing more will come of it
+    answer: list[int] = field(default_factory=list)
+    random: torch.Generator | None = None
+    outbox: "SimpleQueue[Delivery]" = field(default_factory=SimpleQueue)
+
+
+Delivery = tuple[int, Tensor | None] | Tensor | BaseException | None
+
+
+class DeadlineError(PunaError):
+    """A request that took longer than its caller would wait."""
+
+
+class Core:
+    """Requests, cache and model. Its methods are called by one thread at a time; only `inbox` is anybody's.
+
+    size: blocks of the cache. most: how many requests may run at once. fixed_steps: see `Pace`.
+    """
+
+    def __init__(self, decoder: Decoder, size: CacheSize, *, kv: str | None = None, prefix_cache: bool = True,
+                 most: int = 64, fixed_steps: bool = False) -> None:
+        self.decoder, self.kv = decoder, kv
+        chunk = decoder.config.attention_chunk_size if size.local_blocks else None
+        self.state = State(BlockStore(size.blocks, size.local_blocks, chunk, BLOCK, prefix_cache), most)
+        self.size = size
+        self.inbox: deque[Task] = deque()
+        self.threads = torch.get_num_threads()  # of whoever asked last
+        self.pace = Pace(fixed_steps)
+        self.meter = Meter()
+        self._pool: PagedPool | None = None
+
+    def tasks(self) -> list[Task]:
+        """All requests that are not done."""
+        return [*self.state.running, *self.state.waiting]  # type: ignore[list-item]  # nothing else is ever added
+
+    def take_in(self) -> None:
+        """Move newcomers to the scheduler, and note whose reader is behind."""
+        if self.threads != torch.get_num_threads():  # PyTorch keeps the number for each thread
+            torch.set_num_threads(self.threads)
+        while self.inbox:
+            task = self.inbox.popleft()
+            if not task.cancelled:
+                self.state.add(task)
+        for task in self.tasks():
+            task.paused = task.outbox.qsize() >= RUN_AHEAD
+
+    def step(self) -> bool:
+        """Compute something for somebody. False: there is nothing to do, or nothing possible before time passes."""
+        state = self.state
+        answers = sum(s.remaining == 1 and not s.paused for s in state.running)
+        start = time.perf_counter()
+        plan = schedule(state, self.pace.budget(answers), time.monotonic())
+        for sequence, reason in plan.ended:
+            self._tell(sequence, reason)  # type: ignore[arg-type]
+        self.meter.preemptions += len(plan.preempted)
+        if not plan.pieces:
+            return False
+        pieces: list[tuple[Task, int]] = list(plan.pieces.items())  # type: ignore[arg-type]
+        answers, tokens = plan.answers, plan.tokens
+        for (task, count), rows in zip(pieces, self._run(pieces), strict=True):
+            if isinstance(rows, Tensor):
+                state.advance(task, count)
+                task.wanted = max(task.wanted, task.computed)
+                self._deliver(task, rows)
+            else:
+                self.finish(task, rows)
+        seconds = time.perf_counter() - start
+        self.pace.record(answers, tokens - answers, seconds)
+        self.meter.record(answers, tokens, seconds)
+        return True
+
+    def drop_cancelled(self) -> None:
+        """Forget cancelled requests now, not with the next step."""
+        for task in self.tasks():
+            if task.cancelled:
+                self.state.remove(task)
+
+    def finish(self, task: Task, error: BaseException | None = None) -> None:
+        """End a task, free its blocks and tell its reader."""
+        self.state.remove(task)
+        task.finished = True
+        task.outbox.put(error)
+
+    def stats(self) -> Stats:
+        """How the engine is doing."""
+        return self.meter.stats(self.state, len(self.inbox))
+
+    def _tell(self, task: Task, reason: Reason) -> None:
+        error = None if reason == "cancelled" else DeadlineError(
+            f"the request took longer than its {task.seconds:g} seconds, in which {len(task.answer)} tokens came; "
+            "allow more time, ask for fewer tokens, or try again when fewer requests run")  # fmt: skip
+        task.finished = True
+        task.outbox.put(error)
+
+    def _run(self, pieces: list[tuple[Task, int]]) -> list[Tensor | BaseException]:
+        """Each piece's wanted logits. If the pass fails, each piece is run alone, so that only the guilty fail."""
+        try:
+            return list(self._forward(pieces))
+        except Exception as error:
+            if len(pieces) == 1:
+                return [error]
+            return [rows for piece in pieces for rows in self._run([piece])]
+
+    def _forward(self, pieces: list[tuple[Task, int]]) -> tuple[Tensor, ...]:
+        """Float32 logits on the CPU of the wanted positions [R, V] of each piece."""
+        if self._pool is None:
+            self._pool = PagedPool(self.decoder.config, self.size.blocks, self.size.local_blocks, self.decoder.dtype,
+                                   self.kv, self.decoder.device)
+        ids: list[int] = []
+        rows: list[int] = []
+        spans, counts = [], []
+        for task, count in pieces:
+            start = task.computed
+            skipped = min(max(task.wanted - start, 0), count)
+            rows += range(len(ids) + skipped, len(ids) + count)
+            counts.append(count - skipped)
+            ids += task.tokens[start : start + count]
+            spans.append(Span(start, count, task.table.full, task.table.local))
+        device = self.decoder.device
+        logits_1RV = self.decoder(torch.tensor([ids], device=device), cache=Batch(self._pool, spans),
+                                  rows=torch.tensor(rows, dtype=torch.long, device=device))
+        return logits_1RV[0].to("cpu", torch.float32).split(counts)
+
+    def _deliver(self, task: Task, rows_RV: Tensor) -> None:
+        if task.sampling is None:
+            task.outbox.put(rows_RV)
+            if not task.remaining:
+                self.finish(task)
+        elif not task.remaining:
+            try:
+                self._draw(task, task.sampling, rows_RV[-1])
+            except Exception as error:
+                self.finish(task, error)
+
+    def _draw(self, task: Task, sampling: Sampling, logits_V: Tensor) -> None:
+        """Draw the next token, and end the task after its last."""
+        if task.random is None:
+            task.random = sampling.generator()
+        grammar = task.grammar
+        allowed_V = grammar.allowed() if grammar else None
+        token = choose(logits_V, sampling, task.prompt, task.answer, task.random, allowed_V)
+        if grammar:
+            grammar.accept(token)
+        task.answer.append(token)
+        task.tokens.append(token)
+        task.outbox.put((token, None if sampling.logprobs is None else logits_V.clone()))
+        ended = token in task.stop_ids and not sampling.ignore_eos
+        if ended or len(task.answer) >= task.limit or (grammar is not None and grammar.finished):
+            self.finish(task)

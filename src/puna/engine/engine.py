@@ -1,0 +1,121 @@
+"""The engine: one thread that steps while there is work, and everybody's way to hand it work."""
+
+import threading
+import time
+import weakref
+from queue import Empty
+
+import torch
+
+from puna.engine.core import RUN_AHEAD, Core, Delivery, Task
+from puna.engine.stats import Stats
+from puna.errors import PunaError
+
+PATIENCE = 0.05  # seconds between looks at work that can't go on just now
+EXIT_SECONDS = 30.0  # the interpreter waits so long for the step in progress
+
+
+class QueueFullError(PunaError):
+    """Too many requests wait already."""
+
+
+class Engine:
+    """Requests from any thread, computed together.
+
+    queue: how many may wait. threaded: steps run in a thread of the engine's own, started with the first request; else
+    in the thread of whoever waits for a result, one step at a time: for processes that must all take the same steps.
+    """
+
+    def __init__(self, core: Core, queue: int = 1024, threaded: bool = True) -> None:
+        self.core, self.queue, self.threaded = core, queue, threaded
+        self._wake = threading.Event()
+        self._turn = threading.Lock()  # starting the thread; stepping without one
+        self._thread: threading.Thread | None = None
+        self._stop = threading.Event()
+        self._finalizer = weakref.finalize(self, _finish, self._stop, self._wake, [])
+
+    def submit(self, task: Task) -> None:
+        """Hand a request over. Raises QueueFullError."""
+        core = self.core
+        waiting = len(core.state.waiting) + len(core.inbox)
+        if waiting >= self.queue:
+            raise QueueFullError(f"{waiting} requests wait already, which is the limit; try again later")
+        if task.seconds is not None:
+            task.deadline = time.monotonic() + task.seconds
+        core.threads = torch.get_num_threads()
+        core.inbox.append(task)
+        if self.threaded:
+            self._start()
+            self._wake.set()
+
+    def receive(self, task: Task) -> Delivery:
+        """The next thing in a task's outbox, waited for."""
+        if not self.threaded:
+            return self._step_until(task)
+        item = task.outbox.get()
+        if task.paused and task.outbox.qsize() <= RUN_AHEAD // 2:
+            self._wake.set()
+        return item
+
+    def cancel(self, task: Task) -> None:
+        """Drop a task after the step in progress. Whoever waits for it is told at once."""
+        task.cancelled = True
+        task.outbox.put(None)
+        if self.threaded:
+            self._wake.set()
+        else:
+            with self._turn:
+                self.core.drop_cancelled()
+
+    def stats(self) -> Stats:
+        """How the engine is doing."""
+        return self.core.stats()
+
+    def _step_until(self, task: Task) -> Delivery:
+        while True:
+            try:
+                return task.outbox.get_nowait()
+            except Empty:
+                pass
+            with self._turn, torch.no_grad():
+                if task.outbox.empty():
+                    self.core.take_in()
+                    self.core.step()
+
+    def _start(self) -> None:
+        if self._thread is not None and self._thread.is_alive():
+            return
+        with self._turn:
+            if self._thread is None or not self._thread.is_alive():  # not so after a fork, too
+                # without a reference to the engine, so that it can be collected and the thread then ends
+                self._thread = threading.Thread(target=_run, args=(self.core, self._wake, self._stop), daemon=True,
+                                                name="puna-engine")
+                self._finalizer.detach()
+                self._finalizer = weakref.finalize(self, _finish, self._stop, self._wake, [self._thread])
+                self._thread.start()
+
+
+def _run(core: Core, wake: threading.Event, stop: threading.Event) -> None:
+    """The thread: step while something can be computed, else sleep."""
+    with torch.no_grad():  # not inference_mode: a caller may write into the logits it gets
+        while not stop.is_set():
+            wake.clear()
+            try:
+                core.take_in()
+                busy = core.step()
+            except Exception as error:  # not of one request: all of them are told
+                for task in core.tasks():
+                    core.finish(task, error)
+                continue
+            if not busy:
+                waits = any(not task.paused or task.deadline is not None for task in core.tasks())
+                wake.wait(PATIENCE if waits else None)
+
+
+def _finish(stop: threading.Event, wake: threading.Event, threads: list[threading.Thread]) -> None:
+    """When the engine is collected, or the interpreter ends: no thread may be in PyTorch while that is torn down."""
+    stop.set()
+    wake.set()
+    for thread in threads:
+        if thread is not threading.current_thread():
+            thread.join(EXIT_SECONDS)

@@ -1,0 +1,53 @@
+"""How many tokens a step may compute, so that answers in progress keep their pace while prompts arrive."""
+
+LARGEST = 512  # tokens of prompts in a step: bounds activations, and is enough for the matrix units
+SMALLEST = 16
+SLOWDOWN = 2.0  # how much longer a step with prompts may take than one without; p99 has to stay below 3
+LONGEST = 0.5  # seconds of a step of prompts alone, after which newcomers and cancellations are looked at
+QUIET_STEPS = 256  # after so many steps with prompts, one without measures again what it takes
+NEW = 0.2  # weight of a new measurement
+
+
+class Pace:
+    """Measures steps and derives the next one's budget. With `fixed`, the budget doesn't depend on time: processes that
+    share a model must all take the same steps."""
+
+    def __init__(self, fixed: bool = False) -> None:
+        self.fixed = fixed
+        self._quiet: dict[int, float] = {}  # seconds of a step of answers alone, by the power of two of their number
+        self._cost: float | None = None  # seconds that one more token of a prompt takes beside answers
+        self._alone: float | None = None  # and in steps of prompts alone
+        self._since_quiet = 0
+
+    def budget(self, answers: int) -> int:
+        """Tokens for the next step, in which so many answers go on."""
+        if self.fixed:
+            return answers + LARGEST
+        if not answers:
+            return LARGEST if self._alone is None else _bounded(LONGEST / self._alone)
+        quiet = self._quiet.get(answers.bit_length())
+        if quiet is None or self._since_quiet > QUIET_STEPS:
+            return answers  # nothing but answers, to see how long that takes
+        cost = self._cost or self._alone
+        return answers + (SMALLEST if cost is None else _bounded((SLOWDOWN - 1) * quiet / cost))
+
+    def record(self, answers: int, others: int, seconds: float) -> None:
+        """A step took so long, for so many answers and `others` tokens of prompts."""
+        size = answers.bit_length()
+        if not others:
+            self._since_quiet = 0
+            self._quiet[size] = _mean(self._quiet.get(size), seconds)
+            return
+        self._since_quiet += 1
+        if not answers:
+            self._alone = _mean(self._alone, seconds / others)
+        elif size in self._quiet:
+            self._cost = _mean(self._cost, max(seconds - self._quiet[size], 0.1 * seconds) / others)
+
+
+def _bounded(tokens: float) -> int:
+    return int(min(max(tokens, SMALLEST), LARGEST))
+
+
+def _mean(old: float | None, new: float) -> float:
+    return new if old is None else (1 - NEW) * old + NEW * new

@@ -1,0 +1,61 @@
+"""Numbers of a running engine, for people and for monitoring."""
+
+import time
+from collections import deque
+from dataclasses import dataclass
+
+from puna.engine.scheduler import State
+
+WINDOW = 10.0  # seconds that rates look back
+
+
+@dataclass(frozen=True)
+class Stats:
+    """running, waiting: requests now. preemptions: how often one gave its blocks up, so far. hit_rate: share of prompt
+    tokens that were found in the cache. tokens_per_second: drawn and computed ones, over the last 10 seconds.
+    step_seconds: mean over these. blocks: of the full layers, held by requests, kept for reuse, and in all."""
+
+    running: int
+    waiting: int
+    preemptions: int
+    hit_rate: float
+    answer_tokens_per_second: float
+    tokens_per_second: float
+    step_seconds: float
+    steps: int
+    used_blocks: int
+    kept_blocks: int
+    blocks: int
+
+
+class Meter:
+    """Counts what the steps did."""
+
+    def __init__(self) -> None:
+        self.preemptions = self.steps = 0
+        self._recent: deque[tuple[float, int, int, float]] = deque()  # end, answers, tokens, seconds
+
+    def record(self, answers: int, tokens: int, seconds: float) -> None:
+        """One step: so many answers got a token, of so many tokens computed."""
+        self.steps += 1
+        now = time.monotonic()
+        self._recent.append((now, answers, tokens, seconds))
+        self._forget(now)
+
+    def _forget(self, now: float) -> None:
+        while self._recent and self._recent[0][0] < now - WINDOW:
+            self._recent.popleft()
+
+    def stats(self, state: State, arriving: int) -> Stats:
+        """The numbers now. May be called beside a step: they are then those of a moment ago."""
+        now = time.monotonic()
+        recent = [one for one in tuple(self._recent) if one[0] >= now - WINDOW]
+        blocks, steps = state.blocks, len(recent)
+        return Stats(
+            running=len(state.running), waiting=len(state.waiting) + arriving, preemptions=self.preemptions,
+            hit_rate=blocks.hit_tokens / blocks.asked_tokens if blocks.asked_tokens else 0.0,
+            answer_tokens_per_second=sum(one[1] for one in recent) / WINDOW,
+            tokens_per_second=sum(one[2] for one in recent) / WINDOW,
+            step_seconds=sum(one[3] for one in recent) / steps if steps else 0.0, steps=self.steps,
+            used_blocks=blocks.full.used, kept_blocks=blocks.full.kept, blocks=blocks.full.count,
+        )
