@@ -45,8 +45,7 @@ def folder(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def small_roof(monkeypatch):
     """A read roof of no meaning, but at once."""
-    monkeypatch.setattr(roof, "READ_BYTES", 1 << 20)
-    roof._memory.cache_clear()
+    monkeypatch.setattr(roof, "READ_BYTES", 1 << 23)
 
 
 class Here:
