@@ -58,7 +58,6 @@ def run_attention(kernels: Kernels, call: AttentionCall, q_BSHK: Tensor, k_BSGK:
     out = torch.empty(q.shape, dtype=q.dtype)
     call.q, call.k, call.v, call.out = q.data_ptr(), k.data_ptr(), v.data_ptr(), out.data_ptr()
     call.q_stride, call.k_stride, call.v_stride = q.stride(1), k.stride(1), v.stride(1)
-    call.threads = native.threads()
     kernels.attend(ctypes.byref(call))
     if call.failed:
         raise MemoryError("no memory left for the buffers of attention")

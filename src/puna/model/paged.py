@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from puna.family.config import ModelConfig
-from puna.model.attention import attend
+from puna.model import native
+from puna.model.causal import attend
 from puna.model.native_attention import KINDS, AttentionCall, kernels_for, run_attention
 from puna.model.records import BLOCK, Records, record_bytes
 
@@ -148,21 +149,24 @@ class _Group:
         self.starts = np.array([span.start for span in spans], np.int64)
         self.counts = np.array([span.count for span in spans], np.int64)
         self.pointers = np.array([table.ctypes.data for table in self.tables], np.uint64)
+        self._call: AttentionCall | None = None
 
     def first(self, span: Span) -> int:
         """The first position that a span's tokens see."""
         return span.start // self.chunk * self.chunk if self.chunk else 0
 
-    def call(self, dtype: torch.dtype, heads: int, layer: int) -> AttentionCall:
-        """What the kernel has to know of the pool and the spans."""
+    def call(self, layer: int, dtype: torch.dtype, heads: int) -> AttentionCall:
+        """What the kernel has to know of the pool and the spans; made once, used by one layer after the other."""
         memory = self.records.memory
-        return AttentionCall(
-            pool=memory.data_ptr() + layer * memory.stride(1), block_bytes=memory.stride(0),
-            record_bytes=memory.stride(2), chunk=self.chunk or 0, spans=len(self.spans),
-            starts=self.starts.ctypes.data, counts=self.counts.ctypes.data, tables=self.pointers.ctypes.data,
-            kind=KINDS[self.records.stored], bf16=dtype == torch.bfloat16, heads=heads, kv_heads=memory.shape[2],
-            head_dim=self.records.head_dim,
-        )  # fmt: skip
+        if self._call is None:
+            self._call = AttentionCall(
+                block_bytes=memory.stride(0), record_bytes=memory.stride(2), chunk=self.chunk or 0,
+                spans=len(self.spans), starts=self.starts.ctypes.data, counts=self.counts.ctypes.data,
+                tables=self.pointers.ctypes.data, kind=KINDS[self.records.stored], bf16=dtype == torch.bfloat16,
+                heads=heads, kv_heads=memory.shape[2], head_dim=self.records.head_dim, threads=native.threads(),
+            )  # fmt: skip
+        self._call.pool = memory.data_ptr() + layer * memory.stride(1)
+        return self._call
 
 
 class PagedLayer:
@@ -174,10 +178,16 @@ class PagedLayer:
         self._layer = layer
 
     def attend(self, q_1SHK: Tensor, k_1SGK: Tensor, v_1SGK: Tensor) -> Tensor:
-        """Keep the new keys and values; each span's queries over what they see of their own sequence [1, S, H, K]."""
+        """Keep the new keys and values; each span's queries over what they see of their own sequence [1, S, H, K].
+
+        Raises:
+            ValueError: more than one row of tokens.
+        """
+        if q_1SHK.shape[0] != 1:
+            raise ValueError(f"a pass over spans is one row of tokens, not {q_1SHK.shape[0]}")
         kernels = kernels_for(q_1SHK.device, q_1SHK.dtype, self._group.records.head_dim)
         if kernels and self._pool.stored in KINDS:
-            call = self._group.call(q_1SHK.dtype, q_1SHK.shape[2], self._layer)
+            call = self._group.call(self._layer, q_1SHK.dtype, q_1SHK.shape[2])
             return run_attention(kernels, call, q_1SHK, k_1SGK, v_1SGK)
         return self._attend_by_torch(q_1SHK, k_1SGK, v_1SGK)
 
