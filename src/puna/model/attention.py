@@ -22,17 +22,24 @@ class Attention(nn.Module):
         self.rotary = Rotary.of(config, layer)
         self.chunk = config.chunk(layer)
         width, kv_width = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
-        self.q_proj = Linear(config.hidden_size, width)
-        self.k_proj = Linear(config.hidden_size, kv_width)
-        self.v_proj = Linear(config.hidden_size, kv_width)
-        self.o_proj = Linear(width, config.hidden_size)
+        self.q_proj: nn.Module = Linear(config.hidden_size, width)
+        self.k_proj: nn.Module = Linear(config.hidden_size, kv_width)
+        self.v_proj: nn.Module = Linear(config.hidden_size, kv_width)
+        self.o_proj: nn.Module = Linear(width, config.hidden_size)
+        self.qkv_proj: nn.Module | None = None
+
+    def fuse(self, qkv_proj: nn.Module, rows: list[int]) -> None:
+        """One product for all three projections, whose outputs are so many `rows` of it, in place of theirs."""
+        self.qkv_proj, self._qkv_rows = qkv_proj, rows
+        del self.q_proj, self.k_proj, self.v_proj
 
     def project(self, x_BSD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries [B, S, H, K], keys and values [B, S, G, K]: new tensors, which their user may write over."""
-        q, k, v = (
-            projection(x_BSD).unflatten(-1, (-1, self.head_dim))
-            for projection in (self.q_proj, self.k_proj, self.v_proj)
-        )
+        if self.qkv_proj is not None:
+            parts = self.qkv_proj(x_BSD).split(self._qkv_rows, -1)
+        else:
+            parts = self.q_proj(x_BSD), self.k_proj(x_BSD), self.v_proj(x_BSD)
+        q, k, v = (part.unflatten(-1, (-1, self.head_dim)) for part in parts)
         return q, k, v
 
     def forward(self, x_BSD: Tensor, positions: Positions, cache: LayerCache | None) -> Tensor:

@@ -5,7 +5,6 @@ Legend: B batch, S sequence, D model width, V vocabulary.
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from puna.family.config import ModelConfig
@@ -14,6 +13,7 @@ from puna.model.cache import Cache, LayerCache, ModelCache
 from puna.model.feedforward import FeedForward, MixtureOfExperts
 from puna.model.linear import Embedding, Linear
 from puna.model.norm import RMSNorm
+from puna.model.packed import PackedEmbedding
 from puna.model.rope import Positions, inverse_frequencies
 
 
@@ -42,26 +42,34 @@ class Decoder(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        self.embed_tokens = Embedding(config.vocab_size, config.hidden_size)
+        self.embed_tokens: Embedding | PackedEmbedding = Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(Block(config, i) for i in range(config.num_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.lm_head = None if config.tie_word_embeddings else Linear(config.hidden_size, config.vocab_size)
+        self.lm_head: nn.Module | None = (
+            None if config.tie_word_embeddings else Linear(config.hidden_size, config.vocab_size)
+        )
         self._frequencies: Tensor | None = None
 
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
-        return self.embed_tokens.weight.device
+        return self.embed_tokens.device
 
     @property
     def dtype(self) -> torch.dtype:
         """The embedding's dtype, which is the stream's."""
-        return self.embed_tokens.weight.dtype
+        return self.embed_tokens.dtype
 
     @property
     def head_weight(self) -> Tensor:
-        """The output matrix [V, D]: the embedding itself where tied."""
-        return self.embed_tokens.weight if self.lm_head is None else self.lm_head.weight
+        """The output matrix [V, D], not packed: the embedding itself where tied."""
+        head = self.embed_tokens if self.lm_head is None else self.lm_head
+        assert isinstance(head, Embedding | Linear), "training needs plain weights"
+        return head.weight
+
+    def head(self, x_BSD: Tensor) -> Tensor:
+        """Logits [B, S, V] of final states."""
+        return self.embed_tokens.project(x_BSD) if self.lm_head is None else self.lm_head(x_BSD)
 
     def new_cache(self) -> Cache:
         """An empty cache for one batch of equally long rows."""
@@ -91,4 +99,4 @@ class Decoder(nn.Module):
         x_BSD = self.hidden(token_ids_BS, cache)
         if rows is not None:
             x_BSD = x_BSD[:, rows]
-        return F.linear(x_BSD[:, -1:] if last_only else x_BSD, self.head_weight)
+        return self.head(x_BSD[:, -1:] if last_only else x_BSD)

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from puna.family.config import ModelConfig
+from puna.model.elementwise import sigmoid, silu_mul
 from puna.model.linear import Linear
 
 
@@ -16,9 +17,9 @@ class FeedForward(nn.Module):
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
-        self.gate_proj = Linear(width, hidden)
-        self.up_proj = Linear(width, hidden)
-        self.down_proj = Linear(hidden, width)
+        self.gate_proj: nn.Module = Linear(width, hidden)
+        self.up_proj: nn.Module = Linear(width, hidden)
+        self.down_proj: nn.Module = Linear(hidden, width)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
@@ -42,8 +43,7 @@ class Experts(nn.Module):
         outputs = []
         for rows, (gate_up, down) in zip(x_CD.split(counts), weights, strict=True):
             if len(rows):
-                gate, up = (rows @ gate_up).chunk(2, -1)
-                outputs.append((F.silu(gate) * up) @ down)
+                outputs.append(silu_mul(rows @ gate_up) @ down)
         return torch.cat(outputs)
 
 
@@ -58,20 +58,23 @@ class MixtureOfExperts(nn.Module):
         super().__init__()
         self.top_k = config.num_experts_per_token
         self.num_experts = config.num_experts
-        self.router = Linear(config.hidden_size, config.num_experts)
-        self.experts = Experts(config.num_experts, config.hidden_size, config.expert_intermediate_size)
-        self.shared_expert = FeedForward(config.hidden_size, config.expert_intermediate_size)
+        self.router: nn.Module = Linear(config.hidden_size, config.num_experts)
+        self.experts: nn.Module = Experts(config.num_experts, config.hidden_size, config.expert_intermediate_size)
+        self.shared_expert: nn.Module = FeedForward(config.hidden_size, config.expert_intermediate_size)
+        self.load_E = torch.zeros(config.num_experts, dtype=torch.int64, device="cpu")  # tokens each expert has served
 
     def route(self, x_ND: Tensor) -> tuple[Tensor, Tensor]:
         """Gates (x's dtype) and expert indices of each token's choices, both [N, top_k]."""
         logits_Nk, experts_Nk = self.router(x_ND).topk(self.top_k, dim=-1)
-        return logits_Nk.float().sigmoid().to(x_ND.dtype), experts_Nk
+        return sigmoid(logits_Nk.float()).to(x_ND.dtype), experts_Nk
 
     def forward(self, x_BSD: Tensor) -> Tensor:
         x_ND = x_BSD.flatten(0, -2)
         gates_Nk, experts_Nk = self.route(x_ND)
         order_C = experts_Nk.flatten().argsort(stable=True)
-        counts = experts_Nk.flatten().bincount(minlength=self.num_experts).tolist()
+        served_E = experts_Nk.flatten().bincount(minlength=self.num_experts)
+        self.load_E += served_E.cpu()
+        counts = served_E.tolist()
         tokens_C = order_C // self.top_k
         routed_CD = self.experts(x_ND[tokens_C] * gates_Nk.flatten()[order_C, None], counts)
         return self.shared_expert(x_BSD) + torch.zeros_like(x_ND).index_add(0, tokens_C, routed_CD).view_as(x_BSD)

@@ -1,6 +1,8 @@
 """Linear layers and embeddings that cost nothing to make on the meta device."""
 
-from torch import nn
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 
 class Linear(nn.Linear):
@@ -22,3 +24,17 @@ class Embedding(nn.Embedding):
         """PyTorch's own first values; none on the meta device."""
         if not self.weight.is_meta:
             super().reset_parameters()
+
+    @property
+    def device(self) -> torch.device:
+        """Where the table is."""
+        return self.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The rows' dtype."""
+        return self.weight.dtype
+
+    def project(self, x: Tensor) -> Tensor:
+        """Logits [..., V] of states [..., D], where the table is the output matrix too."""
+        return F.linear(x, self.weight)

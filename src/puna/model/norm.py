@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor, nn
 
+from puna.model.elementwise import fast, rms_norm
+
 
 def at_least_float32(x: Tensor) -> Tensor:
     """x in float32, or as it is where it is wider."""
@@ -24,4 +26,7 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(width))
 
     def forward(self, x: Tensor) -> Tensor:
+        native = fast(x) if self.weight.dtype == x.dtype else None
+        if native:
+            return rms_norm(x, self.weight, self.eps, native)
         return rms_normalise(x, self.eps) * self.weight

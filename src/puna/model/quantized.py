@@ -3,6 +3,7 @@
 Legend: N outputs, K inputs, S groups of inputs.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -91,3 +92,24 @@ def _storable(scale: Tensor) -> Tensor:
 
 def _rounded(grouped: Tensor, scale: Tensor, top: int) -> Tensor:
     return (grouped / scale).round_().clamp_(-top - 1, top)
+
+
+def stacked(weights: Iterable[Weight]) -> Weight:
+    """Weights of equal width, their rows one below the other: bits kept where all are alike, else in float32."""
+    parts = list(weights)
+    if len(parts) == 1:
+        return parts[0]
+    integers = [part for part in parts if isinstance(part, Quantized)]
+    floats = [part for part in parts if isinstance(part, Float8)]
+    if len(integers) == len(parts) and len({(part.group, part.scales.dtype) for part in integers}) == 1:
+        values, scales = torch.cat([p.values for p in integers]), torch.cat([p.scales for p in integers])
+        return Quantized(max(part.bits for part in integers), values, scales, integers[0].group)
+    if len(floats) == len(parts):
+        values = torch.cat([part.values.view(torch.uint8) for part in floats]).view(torch.float8_e4m3fn)
+        return Float8(values, torch.cat([part.scales for part in floats]))
+    return torch.cat([plain(part) for part in parts])
+
+
+def plain(weight: Weight) -> Tensor:
+    """Floats as they are, few bits as float32."""
+    return weight if isinstance(weight, Tensor) else weight.dequantize()

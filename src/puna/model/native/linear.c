@@ -27,7 +27,8 @@ typedef struct {  // rows ready for a kind: int8 with a scale and a sum a group,
     const int32_t *sums;
 } Rows;
 
-#define UNROLL _Pragma("GCC unroll 16")
+enum { AHEAD = 6144 };  // bytes that a single row's loads are fetched ahead
+#define EACH(i, count) _Pragma("GCC unroll 16") for (int i = 0; i < count; i++)
 
 INLINE v16f load_scales(const char *scales, int kind, long at) {
     if (kind == SCALE_FLOAT16) return load_f16((const uint16_t *)scales + at * 16);
@@ -46,102 +47,96 @@ INLINE void store_panel(void *out, long n, long outputs, v16f x, int bf16) {
     static void NAME(float_##MR##x##NR)(const float *x, long x_stride, const float *w, long w_stride, long count,     \
                                         float *acc, int first) {                                                      \
         v16f sum[MR][NR];                                                                                             \
-        UNROLL for (int m = 0; m < MR; m++)                                                                                  \
-            UNROLL for (int n = 0; n < NR; n++) sum[m][n] = first ? vzero() : vload(acc + (m * NR + n) * 16);                \
+        EACH(m, MR)                                                                                                   \
+            EACH(n, NR) sum[m][n] = first ? vzero() : vload(acc + (m * NR + n) * 16);                                 \
         for (long k = 0; k < count; k++) {                                                                            \
             v16f b[NR];                                                                                               \
-            UNROLL for (int n = 0; n < NR; n++) b[n] = vload(w + n * w_stride + k * 16);                                     \
-            UNROLL for (int m = 0; m < MR; m++) {                                                                            \
+            EACH(n, NR) b[n] = vload(w + n * w_stride + k * 16);                                                      \
+            EACH(m, MR) {                                                                                             \
                 v16f a = vset(x[m * x_stride + k]);                                                                   \
-                UNROLL for (int n = 0; n < NR; n++) sum[m][n] = vfma(a, b[n], sum[m][n]);                                    \
+                EACH(n, NR) sum[m][n] = vfma(a, b[n], sum[m][n]);                                                     \
             }                                                                                                         \
         }                                                                                                             \
-        UNROLL for (int m = 0; m < MR; m++)                                                                                  \
-            UNROLL for (int n = 0; n < NR; n++) vstore(acc + (m * NR + n) * 16, sum[m][n]);                                  \
+        EACH(m, MR)                                                                                                   \
+            EACH(n, NR) vstore(acc + (m * NR + n) * 16, sum[m][n]);                                                   \
     }
 
 #define BF16_TILE(MR, NR)                                                                                             \
-    static void NAME(bf16_##MR##x##NR)(const uint16_t *x, long x_stride, const uint16_t *w, long w_stride, long count, \
+    static void NAME(bf16_##MR##x##NR)(const uint16_t *x, long x_stride, const uint16_t *w, long w_stride, long count,\
                                        float *acc, int first) {                                                       \
         v16f sum[MR][NR];                                                                                             \
-        UNROLL for (int m = 0; m < MR; m++)                                                                                  \
-            UNROLL for (int n = 0; n < NR; n++) sum[m][n] = first ? vzero() : vload(acc + (m * NR + n) * 16);                \
+        EACH(m, MR)                                                                                                   \
+            EACH(n, NR) sum[m][n] = first ? vzero() : vload(acc + (m * NR + n) * 16);                                 \
         for (long k = 0; k < count; k += 2) {                                                                         \
             v16i b[NR];                                                                                               \
-            UNROLL for (int n = 0; n < NR; n++) b[n] = iload(w + n * w_stride + k * 16);                                     \
-            UNROLL for (int m = 0; m < MR; m++) {                                                                            \
+            EACH(n, NR) b[n] = iload(w + n * w_stride + k * 16);                                                      \
+            EACH(m, MR) {                                                                                             \
                 v16i a = ibroadcast(x + m * x_stride + k);                                                            \
-                UNROLL for (int n = 0; n < NR; n++) sum[m][n] = dot2(sum[m][n], a, b[n]);                                    \
+                EACH(n, NR) sum[m][n] = dot2(sum[m][n], a, b[n]);                                                     \
             }                                                                                                         \
         }                                                                                                             \
-        UNROLL for (int m = 0; m < MR; m++)                                                                                  \
-            UNROLL for (int n = 0; n < NR; n++) vstore(acc + (m * NR + n) * 16, sum[m][n]);                                  \
+        EACH(m, MR)                                                                                                   \
+            EACH(n, NR) vstore(acc + (m * NR + n) * 16, sum[m][n]);                                                   \
     }
 
-// One group of k after another: integers within a group, then one fused multiply-add into the float32 sum.
+// One group of k after another: integers within a group, exact in any order, then one fused multiply-add into the
+// float32 sums. A single row is bound by memory: it reads panel after panel as one stream, fetched ahead.
 #define INT_TILE(MR, NR, BITS)                                                                                        \
     static void NAME(int##BITS##_##MR##x##NR)(const Weight *w, const Rows *x, long row, long panel, float *acc) {     \
-        long step = BITS == 4 ? 8 : 16, groups = w->inputs / w->group, panel_bytes = w->inputs * 2 * BITS;            \
+        long groups = w->inputs / w->group, panel_bytes = w->inputs * 2 * BITS;                                       \
         const int8_t *values = (const int8_t *)x->values + row * w->inputs;                                           \
         const char *weights = w->panels + panel * panel_bytes;                                                        \
-        memset(acc, 0, sizeof(float) * MR * NR * 16);                                                                 \
+        v16f total[MR][NR];                                                                                           \
+        EACH(m, MR) EACH(n, NR) total[m][n] = vzero();                                                                \
         for (long g = 0; g < groups; g++) {                                                                           \
-            v16i sum[MR][NR];                                                                                         \
-            UNROLL for (int m = 0; m < MR; m++)                                                                              \
-                UNROLL for (int n = 0; n < NR; n++)                                                                          \
-                    sum[m][n] = iset(-(BITS == 4 ? 8 : 128) * x->sums[(row + m) * groups + g]);                       \
-            for (long k = g * w->group; k < (g + 1) * w->group; k += step) {                                          \
-                if (BITS == 4) {                                                                                      \
-                    v16i low[NR], high[NR];                                                                           \
-                    UNROLL for (int n = 0; n < NR; n++) {                                                                    \
-                        v16i both = iload(weights + n * panel_bytes + k * 8);                                         \
-                        low[n] = low_nibbles(both), high[n] = high_nibbles(both);                                     \
-                    }                                                                                                 \
-                    UNROLL for (int m = 0; m < MR; m++) {                                                                    \
-                        v16i a = ibroadcast(values + m * w->inputs + k);                                              \
-                        v16i b = ibroadcast(values + m * w->inputs + k + 4);                                          \
-                        UNROLL for (int n = 0; n < NR; n++) sum[m][n] = dot4(dot4(sum[m][n], low[n], a), high[n], b);        \
-                    }                                                                                                 \
-                } else {                                                                                              \
-                    UNROLL for (int j = 0; j < 16; j += 4) {                                                                 \
-                        v16i b[NR];                                                                                   \
-                        UNROLL for (int n = 0; n < NR; n++) b[n] = iload(weights + n * panel_bytes + (k + j) * 16);          \
-                        UNROLL for (int m = 0; m < MR; m++) {                                                                \
-                            v16i a = ibroadcast(values + m * w->inputs + k + j);                                      \
-                            UNROLL for (int n = 0; n < NR; n++) sum[m][n] = dot4(sum[m][n], b[n], a);                        \
-                        }                                                                                             \
-                    }                                                                                                 \
+            v16i sum[MR][NR], other = iset(0);                                                                        \
+            EACH(m, MR) EACH(n, NR) sum[m][n] = iset(-(BITS == 4 ? 8 : 128) * x->sums[(row + m) * groups + g]);       \
+            for (long k = g * w->group; k < (g + 1) * w->group; k += 8) {                                             \
+                v16i first[NR], second[NR];                                                                           \
+                EACH(n, NR) {                                                                                         \
+                    const char *at = weights + n * panel_bytes + k * 2 * BITS;                                        \
+                    if (MR == 1) prefetch(at + AHEAD);                                                                \
+                    if (MR == 1 && BITS == 8) prefetch(at + 64 + AHEAD);                                              \
+                    first[n] = iload(at), second[n] = BITS == 4 ? high_nibbles(first[n]) : iload(at + 64);            \
+                    if (BITS == 4) first[n] = low_nibbles(first[n]);                                                  \
+                }                                                                                                     \
+                EACH(m, MR) {                                                                                         \
+                    v16i a = ibroadcast(values + m * w->inputs + k), b = ibroadcast(values + m * w->inputs + k + 4);  \
+                    if (MR * NR == 1) sum[0][0] = dot4(sum[0][0], first[0], a), other = dot4(other, second[0], b);    \
+                    else EACH(n, NR) sum[m][n] = dot4(dot4(sum[m][n], first[n], a), second[n], b);                    \
                 }                                                                                                     \
             }                                                                                                         \
-            UNROLL for (int n = 0; n < NR; n++) {                                                                            \
+            if (MR * NR == 1) sum[0][0] = iadd(sum[0][0], other);                                                     \
+            EACH(n, NR) {                                                                                             \
                 v16f scale = load_scales(w->scales, w->scale_kind, (panel + n) * groups + g);                         \
-                UNROLL for (int m = 0; m < MR; m++) {                                                                        \
-                    float *at = acc + (m * NR + n) * 16;                                                              \
+                if (MR == 1) prefetch(w->scales + ((panel + n) * groups + g) * 32 + 1024);                            \
+                EACH(m, MR) {                                                                                         \
                     v16f both = vmul(scale, vset(x->scales[(row + m) * groups + g]));                                 \
-                    vstore(at, vfma(to_float(sum[m][n]), both, vload(at)));                                           \
+                    total[m][n] = vfma(to_float(sum[m][n]), both, total[m][n]);                                       \
                 }                                                                                                     \
             }                                                                                                         \
         }                                                                                                             \
+        EACH(m, MR) EACH(n, NR) vstore(acc + (m * NR + n) * 16, total[m][n]);                                         \
     }
 
 // Few rows: many panels at once keep the arithmetic units busy; many rows: two panels serve as many as registers hold.
 #define TILES(T, ...)                                                                                                 \
     T(1, 8, ##__VA_ARGS__) T(1, 4, ##__VA_ARGS__) T(2, 4, ##__VA_ARGS__) T(4, 4, ##__VA_ARGS__)                       \
-    T(1, 2, ##__VA_ARGS__) T(2, 2, ##__VA_ARGS__) T(4, 2, ##__VA_ARGS__) T(10, 2, ##__VA_ARGS__)                      \
-    T(1, 1, ##__VA_ARGS__) T(2, 1, ##__VA_ARGS__) T(4, 1, ##__VA_ARGS__) T(10, 1, ##__VA_ARGS__)
+    T(1, 2, ##__VA_ARGS__) T(2, 2, ##__VA_ARGS__) T(4, 2, ##__VA_ARGS__) T(6, 2, ##__VA_ARGS__) T(10, 2, ##__VA_ARGS__)                      \
+    T(1, 1, ##__VA_ARGS__) T(2, 1, ##__VA_ARGS__) T(4, 1, ##__VA_ARGS__) T(6, 1, ##__VA_ARGS__) T(10, 1, ##__VA_ARGS__)
 TILES(FLOAT_TILE)
 TILES(BF16_TILE)
 TILES(INT_TILE, 8)
 TILES(INT_TILE, 4)
 
-#define CASE(MR, NR, CALL) \
+#define CASE(MR, NR, CALL)                                                                                            \
     case MR * 16 + NR: NAME(CALL##_##MR##x##NR) ARGS; break;
-#define RUN(CALL, mr, nr) \
+#define RUN(CALL, mr, nr)                                                                                             \
     switch ((mr) * 16 + (nr)) { TILES(CASE, CALL) }
 
-static int tile_rows(long left, int nr) {
+static int tile_rows(long left, int nr, int most) {
     if (nr == 8) return 1;
-    if (nr < 4 && left >= 10) return 10;
+    if (nr < 4 && left >= most) return most;
     return left >= 4 ? 4 : left >= 2 ? 2 : 1;
 }
 
@@ -180,7 +175,7 @@ enum { PIECE = 128, MOST_ROWS = 480 };  // widened inputs at once (two panels: 1
 
 static void NAME(panel_group)(const Weight *w, const Rows *x, long rows, long panel, int nr, float *acc) {
     if (w->kind == FLOAT32 || w->kind == BFLOAT16 || w->exact) {
-        float wide[8 * 16 * PIECE];
+        float wide[2 * 16 * PIECE];
         int widened = w->kind != FLOAT32 && w->kind != BFLOAT16;
         long piece = widened ? PIECE / (nr > 2 ? nr / 2 : 1) : w->inputs;
         for (long k = 0; k < w->inputs; k += piece) {
@@ -189,7 +184,7 @@ static void NAME(panel_group)(const Weight *w, const Rows *x, long rows, long pa
             const float *weights = widened ? wide : (const float *)w->panels + (panel * w->inputs + k) * 16;
             long stride = widened ? piece * 16 : w->inputs * 16;
             for (long row = 0; row < rows;) {
-                int mr = tile_rows(rows - row, nr);
+                int mr = tile_rows(rows - row, nr, 10);
                 float *at = acc + row * nr * 16;
                 if (w->kind == BFLOAT16) {
                     const uint16_t *half = (const uint16_t *)w->panels + panel * w->inputs * 16;
@@ -207,7 +202,7 @@ static void NAME(panel_group)(const Weight *w, const Rows *x, long rows, long pa
         return;
     }
     for (long row = 0; row < rows;) {
-        int mr = tile_rows(rows - row, nr);
+        int mr = tile_rows(rows - row, nr, 6);
         float *at = acc + row * nr * 16;
 #define ARGS (w, x, row, panel, at)
         if (w->kind == INT4) RUN(int4, mr, nr)
@@ -273,7 +268,7 @@ void NAME(linear)(const Weight *w, const void *x, void *out, long rows, long wid
     Rows ready = prepare(w, x, bf16, rows, width, scratch, threads);
     long panels = (w->outputs + 15) / 16, groups = w->inputs / w->group;
     int value_size = w->kind == BFLOAT16 ? 2 : w->exact || w->kind == FLOAT32 ? 4 : 1, size = bf16 ? 2 : 4;
-    int wide = rows == 1 ? 8 : rows < 10 ? 4 : 2;
+    int integers = w->kind >= INT8 && !w->exact, wide = rows == 1 && integers ? 1 : rows < 10 ? 4 : 2;
     long work = rows * w->outputs * w->inputs;
 #pragma omp parallel num_threads(threads) if (work > 100000)
     {

@@ -1,0 +1,223 @@
+"""Weights as our kernels read them: panels of sixteen outputs, in float32, bfloat16, 8 or 4 bits (native/linear.c).
+
+A row of a product is the same bits whatever stands beside it, so answers don't depend on who else is asking.
+Legend: M rows, N outputs, K inputs, P panels, S groups of inputs.
+"""
+
+import ctypes
+from collections.abc import Iterable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from puna.errors import PunaError
+from puna.model.elementwise import silu_mul
+from puna.model.native import Kernels, kernels, threads
+from puna.model.quantized import Float8, Quantized, Weight
+
+PANEL = 16  # outputs side by side
+KINDS = {"float32": 0, "bfloat16": 1, "int8": 2, "int4": 3, "float8": 4}
+SCALES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
+FINEST = 16  # inputs that share a scale, at least: the kernel's step
+COARSEST = 256  # and at most: an activation's 8-bit scale should not serve more
+
+
+class _Weight(ctypes.Structure):
+    """native/linear.c, `Weight`."""
+
+    _fields_ = (
+        ("kind", ctypes.c_int), ("exact", ctypes.c_int), ("scale_kind", ctypes.c_int), ("group", ctypes.c_int),
+        ("outputs", ctypes.c_long), ("inputs", ctypes.c_long),
+        ("panels", ctypes.c_void_p), ("scales", ctypes.c_void_p),
+    )  # fmt: skip
+
+
+def packable(weight: Weight) -> bool:
+    """Whether our kernels can hold this weight: on the CPU, in a kind they know, and they are there."""
+    if kernels() is None:
+        return False
+    if isinstance(weight, Tensor):
+        return weight.device.type == "cpu" and weight.dtype in (torch.float32, torch.bfloat16)
+    return weight.values.device.type == "cpu"
+
+
+class Panels:
+    """One matrix [N, K] in panels. Activations of float32 meet exact weights; those of bfloat16 meet integer weights as
+    int8 themselves, with a scale for each row and group."""
+
+    def __init__(self, weight: Weight) -> None:
+        self.outputs, self.width = weight.shape
+        self.group, self.scales = 0, torch.empty(0)
+        if isinstance(weight, Quantized):
+            self.kind = f"int{weight.bits}"
+            self.group, scales_NS = _kernel_groups(weight)
+            self.inputs = _up(self.width, self.group)
+            self.panels = _pack_integers(weight, self.inputs)
+            self._set_scales(scales_NS)
+        elif isinstance(weight, Float8):
+            self.kind = "float8"
+            self.group = self.inputs = _up(self.width, FINEST)
+            self.panels = _panels(weight.values.view(torch.uint8), self.inputs, 1)
+            self._set_scales(weight.scales.float())
+        else:
+            self.kind = str(weight.dtype).removeprefix("torch.")
+            step = 2 if self.kind == "bfloat16" else 1
+            self.group = self.inputs = _up(self.width, step)
+            self.panels = _panels(weight, self.inputs, step)
+        self._exact, self._fast = (self._weight(exact) for exact in (1, 0))
+
+    def _set_scales(self, scales_NS: Tensor) -> None:
+        self.scales = _panels(scales_NS, scales_NS.shape[1], 1)
+
+    def _weight(self, exact: int) -> _Weight:
+        scales = SCALES[self.scales.dtype]
+        return _Weight(KINDS[self.kind], exact, scales, self.group, self.outputs, self.inputs,
+                       self.panels.data_ptr(), self.scales.data_ptr())  # fmt: skip
+
+    def bytes(self) -> int:
+        """Bytes held: panels and scales."""
+        return self.panels.nbytes + self.scales.nbytes
+
+    def product(self, x_MK: Tensor) -> Tensor:
+        """x @ weight.T [M, N], in x's dtype (float32 or bfloat16)."""
+        rows = x_MK.shape[0]
+        bf16 = x_MK.dtype == torch.bfloat16
+        x_MK = x_MK.contiguous()
+        out_MN = x_MK.new_empty(rows, self.outputs)
+        scratch = torch.empty(rows * (4 * self.inputs + 8 * (self.inputs // self.group)), dtype=torch.uint8)
+        weight = self._fast if bf16 and self.kind != "float8" else self._exact
+        _native().linear(
+            ctypes.byref(weight), ctypes.c_void_p(x_MK.data_ptr()), ctypes.c_void_p(out_MN.data_ptr()),
+            ctypes.c_long(rows), ctypes.c_long(self.width), ctypes.c_int(bf16),
+            ctypes.c_void_p(scratch.data_ptr()), ctypes.c_int(threads()),
+        )  # fmt: skip
+        return out_MN
+
+    def rows(self, ids: Tensor, dtype: torch.dtype) -> Tensor:
+        """Rows `ids` [M] of the weight [M, K], dequantised."""
+        panel, lane = ids // PANEL, ids % PANEL
+        steps = self.panels[panel].movedim(2, 1)[torch.arange(len(ids)), lane]  # [M, K / step, step]
+        if self.kind == "int4":
+            steps = torch.cat((steps & 15, steps >> 4), -1)
+        if self.kind == "float8":
+            steps = steps.view(torch.float8_e4m3fn)
+        values = steps.flatten(1)
+        if self.kind in ("float32", "bfloat16"):
+            return values[:, : self.width].to(dtype)
+        scales = self.scales[panel, :, lane, 0].float().repeat_interleave(self.group, 1)
+        zero = {"int4": 8, "int8": 128, "float8": 0}[self.kind]
+        return ((values.float() - zero) * scales)[:, : self.width].to(dtype)
+
+    def unpack(self) -> Weight:
+        """The weight as it was given, bit for bit (a scale a row may come back as one a group)."""
+        steps = self.panels.movedim(2, 1).flatten(0, 1)[: self.outputs]  # [N, K / step, step]
+        if self.kind in ("float32", "bfloat16"):
+            return steps.flatten(1)[:, : self.width].contiguous()
+        scales = self.scales[..., 0].movedim(2, 1).flatten(0, 1)[: self.outputs]
+        if self.kind == "float8":
+            values = steps.flatten(1)[:, : self.width].contiguous().view(torch.float8_e4m3fn)
+            return Float8(values, scales.contiguous())
+        if self.kind == "int4":
+            steps = torch.cat((steps & 15, steps >> 4), -1)
+        zero = 8 if self.kind == "int4" else 128
+        values = (steps.flatten(1)[:, : self.width].to(torch.int16) - zero).to(torch.int8)
+        return Quantized(int(self.kind[-1]), values, scales.contiguous(), self.group)
+
+
+class PackedLinear(nn.Module):
+    """x @ weight.T through our kernels. Not trainable; float32 and bfloat16 activations."""
+
+    def __init__(self, weight: Weight) -> None:
+        super().__init__()
+        self.packed = Panels(weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        packed = self.packed
+        return packed.product(x.reshape(-1, packed.width)).view(*x.shape[:-1], packed.outputs)
+
+
+class PackedEmbedding(nn.Module):
+    """A table of rows, one a token id; `project` is the output layer where the two are one matrix."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, weight: Weight, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.packed = Panels(weight)
+        self.dtype = dtype
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.packed.rows(ids.flatten(), self.dtype).view(*ids.shape, -1)
+
+    def project(self, x: Tensor) -> Tensor:
+        """Logits [..., V] of states [..., D]."""
+        return self.packed.product(x.reshape(-1, self.packed.width)).view(*x.shape[:-1], self.packed.outputs)
+
+
+class PackedFeedForward(nn.Module):
+    """down(silu(gate(x)) * up(x)), gate above up in one matrix [2F, D]."""
+
+    def __init__(self, gate_up: Weight, down: Weight) -> None:
+        super().__init__()
+        self.gate_up_proj = PackedLinear(gate_up)
+        self.down_proj = PackedLinear(down)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(silu_mul(self.gate_up_proj(x)))
+
+
+class PackedExperts(nn.Module):
+    """One `PackedFeedForward` an expert."""
+
+    def __init__(self, experts: Iterable[tuple[Weight, Weight]]) -> None:
+        super().__init__()
+        self.experts = nn.ModuleList(PackedFeedForward(*weights) for weights in experts)
+
+    def forward(self, x_CD: Tensor, counts: list[int]) -> Tensor:
+        """Rows sorted by expert, `counts[e]` of them for expert e -> [C, D]. Other experts' bytes are not read."""
+        rows = x_CD.split(counts)
+        return torch.cat([expert(x) for expert, x in zip(self.experts, rows, strict=True) if len(x)])
+
+
+def _native() -> Kernels:
+    native = kernels()
+    assert native is not None, "panels are only made where the kernels are"
+    return native
+
+
+def _up(size: int, step: int) -> int:
+    return -(-size // step) * step
+
+
+def _panels(matrix: Tensor, inputs: int, step: int) -> Tensor:
+    """[N, K] -> [P, K / step, 16, step], padded with zeros."""
+    N, K = matrix.shape
+    if N % PANEL or inputs != K:
+        matrix = F.pad(matrix, (0, inputs - K, 0, -N % PANEL))
+    return matrix.view(-1, PANEL, inputs // step, step).transpose(1, 2).contiguous()
+
+
+def _pack_integers(weight: Quantized, inputs: int) -> Tensor:
+    zero = 8 if weight.bits == 4 else 128
+    N, K = weight.values.shape
+    values = F.pad(weight.values, (0, inputs - K, 0, -N % PANEL)).view(torch.uint8)
+    if weight.bits == 8:
+        return _panels(values ^ zero, inputs, 4)  # adding 128 turns the sign bit
+    low, high = ((values + zero) & 15).view(-1, inputs // 8, 2, 4).unbind(2)
+    return _panels((low | high << 4).flatten(1), inputs // 2, 4)
+
+
+def _kernel_groups(weight: Quantized) -> tuple[int, Tensor]:
+    """A group that the kernel's step divides, and that is small enough to serve the activations' scales well."""
+    group, scales = weight.group, weight.scales
+    if group % FINEST == 0 and group <= COARSEST:
+        return group, scales
+    K = weight.values.shape[1]
+    if group >= K:  # one scale a row
+        finer = next((g for g in (128, 64, 32) if K % g == 0), FINEST)
+        return finer, scales.repeat(1, _up(K, finer) // finer)
+    finer = next(g for g in (128, 64, 32, 16, 8, 4, 2, 1) if group % g == 0)
+    if finer < FINEST:
+        raise PunaError(f"a scale for every {group} inputs is not a multiple of {FINEST}, which the kernels need")
+    return finer, scales.repeat_interleave(group // finer, 1)[:, : _up(K, finer) // finer]

@@ -1,0 +1,153 @@
+"""Filling a decoder for use: each weight read once, brought to the wanted bits, and packed as our kernels read it.
+
+What can't be packed (another device, float16, float64, no compiled kernels) stays as PyTorch computes it.
+Legend: D model width, F feed-forward width.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from puna.model.attention import Attention
+from puna.model.decoder import Block, Decoder
+from puna.model.feedforward import Experts, FeedForward, MixtureOfExperts
+from puna.model.linear import Embedding, Linear
+from puna.model.packed import PackedEmbedding, PackedExperts, PackedFeedForward, PackedLinear, packable
+from puna.model.quantized import Float8, Quantized, Weight, plain, quantize, stacked
+from puna.model.unpacked import BlockwiseExperts, BlockwiseLinear
+
+Read = Callable[[str], Weight | Sequence[Weight]]
+
+HEAD_BITS = 8  # embedding and output layer, also where the rest has 4 (as Meta's own 4-bit releases do)
+
+
+class Packer:
+    """Fills a decoder made on the meta device, part by part: memory peaks one part above the packed model.
+
+    read: a weight by its canonical name; of experts the fused tensor, or one [outputs, inputs] matrix an expert.
+    bits: None keeps each weight's own; 4 or 8 quantises the linear layers (the router, which decides, is left).
+    dtype: of activations, and of the weights that stay floating.
+    """
+
+    def __init__(
+        self, decoder: Decoder, read: Read, bits: int | None, dtype: torch.dtype, device: torch.device | str = "cpu"
+    ) -> None:
+        self.decoder = decoder
+        self.bits = bits
+        self.dtype = dtype
+        self.device = torch.device(device)
+        self._read = read
+
+    def fill(self) -> None:
+        """Everything, the embedding first."""
+        decoder = self.decoder
+        embedding = self._weight("embed_tokens.weight", self.bits and HEAD_BITS)
+        tied = decoder.lm_head is None
+        if packable(embedding) and (tied or not isinstance(embedding, Tensor)):
+            decoder.embed_tokens = PackedEmbedding(embedding, self.dtype)
+        else:
+            self._assign(decoder.embed_tokens, embedding)
+        if not tied:
+            decoder.lm_head = self._linear(self._weight("lm_head.weight", self.bits and HEAD_BITS))
+        for at, block in enumerate(decoder.layers):
+            assert isinstance(block, Block)
+            name = f"layers.{at}."
+            for norm in ("input_layernorm", "post_attention_layernorm"):
+                self._assign(getattr(block, norm), self._weight(f"{name}{norm}.weight", None))
+            self._attention(block.self_attn, f"{name}self_attn.")
+            if isinstance(block.feed_forward, MixtureOfExperts):
+                self._mixture(block.feed_forward, f"{name}feed_forward.")
+            elif isinstance(block.feed_forward, FeedForward):
+                block.feed_forward = self._feed_forward(block.feed_forward, f"{name}feed_forward.")
+        self._assign(decoder.norm, self._weight("norm.weight", None))
+
+    def _attention(self, attention: Attention, name: str) -> None:
+        parts = [self._weight(f"{name}{part}_proj.weight", self.bits) for part in "qkv"]
+        joined = _joined(parts)
+        if joined is not None:
+            attention.fuse(PackedLinear(joined), [part.shape[0] for part in parts])
+        else:
+            attention.q_proj, attention.k_proj, attention.v_proj = map(self._linear, parts)
+        attention.o_proj = self._linear(self._weight(f"{name}o_proj.weight", self.bits))
+
+    def _feed_forward(self, module: FeedForward, name: str) -> nn.Module:
+        gate, up, down = (self._weight(f"{name}{part}_proj.weight", self.bits) for part in ("gate", "up", "down"))
+        joined = _joined([gate, up])
+        if joined is not None and packable(down):
+            return PackedFeedForward(joined, down)
+        module.gate_proj, module.up_proj, module.down_proj = map(self._linear, (gate, up, down))
+        return module
+
+    def _mixture(self, module: MixtureOfExperts, name: str) -> None:
+        module.router = self._linear(self._weight(f"{name}router.weight", None))
+        assert isinstance(module.shared_expert, FeedForward)
+        module.shared_expert = self._feed_forward(module.shared_expert, f"{name}shared_expert.")
+        gate_up, down = (self._experts(f"{name}experts.{part}_proj") for part in ("gate_up", "down"))
+        if isinstance(gate_up[0], Tensor) and not packable(gate_up[0]):
+            fused = module.experts
+            assert isinstance(fused, Experts)
+            for parameter, parts in (("gate_up_proj", gate_up), ("down_proj", down)):
+                setattr(fused, parameter, _constant(torch.stack([plain(part).T for part in parts])))
+        elif packable(gate_up[0]):
+            module.experts = PackedExperts(zip(gate_up, down, strict=True))
+        else:
+            module.experts = BlockwiseExperts(gate_up, down)
+
+    def _experts(self, name: str) -> list[Weight]:
+        """One [outputs, inputs] matrix an expert."""
+        stored = self._read(name)
+        parts = stored.transpose(1, 2).unbind() if isinstance(stored, Tensor) else stored
+        assert not isinstance(parts, Quantized | Float8), "experts come one by one or in one tensor"
+        return [self._brought(part, self.bits) for part in parts]
+
+    def _weight(self, name: str, bits: int | None) -> Weight:
+        stored = self._read(name)
+        assert isinstance(stored, Tensor | Quantized | Float8)
+        return self._brought(stored, bits)
+
+    def _brought(self, weight: Weight, bits: int | None) -> Weight:
+        """To the wanted bits, dtype and device."""
+        if bits is not None:
+            weight = requantized(weight, bits)
+        if isinstance(weight, Tensor):
+            return weight.to(self.device, self.dtype)
+        values, scales = weight.values.to(self.device), weight.scales.to(self.device)
+        if isinstance(weight, Float8):
+            return Float8(values, scales)
+        return Quantized(weight.bits, values, scales, weight.group)
+
+    def _linear(self, weight: Weight) -> nn.Module:
+        if packable(weight):
+            return PackedLinear(weight)
+        if not isinstance(weight, Tensor):
+            return BlockwiseLinear(weight)
+        with torch.device("meta"):
+            module = Linear(weight.shape[1], weight.shape[0])
+        self._assign(module, weight)
+        return module
+
+    def _assign(self, module: nn.Module, weight: Weight) -> None:
+        module.weight = _constant(plain(weight).to(self.dtype))
+        if isinstance(module, Embedding):
+            module.num_embeddings, module.embedding_dim = weight.shape
+
+
+def requantized(weight: Weight, bits: int) -> Quantized:
+    """In so many bits: integers that fit are kept as they are, anything else is quantised from its values."""
+    if isinstance(weight, Quantized) and weight.bits <= bits:
+        return Quantized(bits, weight.values, weight.scales, weight.group)
+    return quantize(plain(weight), bits)
+
+
+def _constant(tensor: Tensor) -> nn.Parameter:
+    return nn.Parameter(tensor.contiguous(), requires_grad=False)
+
+
+def _joined(parts: list[Weight]) -> Weight | None:
+    """Row by row in one matrix, where our kernels take it and nothing changes by it."""
+    if not all(packable(part) for part in parts) or len({type(part) for part in parts}) > 1:
+        return None
+    integers = [part for part in parts if isinstance(part, Quantized)]
+    alike = len({(part.bits, part.group, part.scales.dtype) for part in integers}) <= 1
+    return stacked(parts) if alike else None
