@@ -5,23 +5,25 @@ Weights may be floats, or compressed as `puna.checkpoint.compressed_config` know
 
 import math
 import re
+from operator import itemgetter
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from puna.checkpoint.compressed_config import read_quantisation
-from puna.checkpoint.fewbits import stacked
+from puna.checkpoint.fewbits import by_rows, plain, stacked
 from puna.checkpoint.hf_config import read_config, read_generation
 from puna.checkpoint.safetensors_read import SafetensorsFile
 from puna.checkpoint.source import GenerationDefaults
-from puna.checkpoint.stored import collect
+from puna.checkpoint.stored import Compressed, Plain, collect
 from puna.checkpoint.validate import read_json, weights_file
 from puna.errors import PunaError
 from puna.family.config import ModelConfig
 from puna.model.quantized import Weight
 from puna.text.tokenizer import Tokenizer
 
+_COMPARED = 1 << 19  # values of head and embedding compared at a time
 INDEX = "model.safetensors.index.json"
 _TEXT = re.compile(r"(?:language_model\.model\.|model\.language_model\.|model\.)(.*)")
 _HEAD = {"lm_head.weight", "language_model.lm_head.weight"}
@@ -140,7 +142,10 @@ class HuggingFaceSource:
 
     def _settle_head(self) -> None:
         """A head stored beside a tied embedding is dropped if equal and used if not, as transformers 5 does."""
-        if not self.config.tie_word_embeddings or "lm_head.weight" not in self._stored:
+        if not self.config.tie_word_embeddings:
+            self._tie_packed_head()
+            return
+        if "lm_head.weight" not in self._stored:
             return
         if "embed_tokens.weight" not in self._stored or torch.equal(
             self.read("lm_head.weight"), self.read("embed_tokens.weight")
@@ -150,6 +155,23 @@ class HuggingFaceSource:
         else:
             self._notes.append("The configuration ties lm_head.weight to the embedding, but they differ: not tied.")
             self.config = self.config.with_(tie_word_embeddings=False)
+
+    def _tie_packed_head(self) -> None:
+        """A head in few bits beside an embedding of just its values, rounded, is one matrix: `write_weights` makes two
+        of it for readers who know no embedding in few bits."""
+        stored = [self._weights.get(self._stored.get(name, "")) for name in ("lm_head.weight", "embed_tokens.weight")]
+        head, embedding = stored
+        if not isinstance(head, Compressed) or not isinstance(embedding, Plain) or head.shape != embedding.shape:
+            return
+        packed, step = head.read_packed(), max(1, _COMPARED // head.shape[1])
+        for start in range(0, head.shape[0], step):
+            rows = embedding.read_rows(start, min(head.shape[0], start + step))
+            part = by_rows(packed, itemgetter(slice(start, start + step)))
+            if not torch.equal(plain(part).to(rows.dtype), rows):
+                return
+        self._notes.append("Left out embed_tokens.weight: it is lm_head.weight, which is in fewer bits.")
+        self._stored["embed_tokens.weight"] = self._stored.pop("lm_head.weight")
+        self.config = self.config.with_(tie_word_embeddings=True)
 
     def tokenizer(self) -> Tokenizer | None:
         """See `Source.tokenizer`."""

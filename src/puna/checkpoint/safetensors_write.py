@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,17 +12,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from puna.checkpoint.compressed_write import CompressedWriter
 from puna.checkpoint.hf_config import write_config
 from puna.checkpoint.huggingface import INDEX
-from puna.checkpoint.safetensors_read import DTYPES
+from puna.checkpoint.safetensors_read import BITS, DTYPES
 from puna.checkpoint.source import GenerationDefaults
 from puna.errors import PunaError
 from puna.family.config import ModelConfig
 from puna.model import Decoder
+from puna.model.quantized import Float8, Quantized, Weight
 from puna.text.tokenizer import Tokenizer
 
 MAX_SHARD_BYTES = 5_000_000_000  # as transformers' `save_pretrained` splits
-_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+_NAMES = {dtype: name for name, dtype in (DTYPES | BITS).items()}
 
 
 def write_safetensors(
@@ -36,18 +38,56 @@ def write_safetensors(
 ) -> Path:
     """Write the folder `path`; it appears complete or not at all.
 
-    `dtype` None keeps each weight's own. Raises PunaError if `path` is a file or a folder with anything in it.
+    `dtype` None keeps each weight's own; weights in few bits stay so, as `pack-quantized` of compressed-tensors.
+    Raises PunaError if `path` is a file or a folder with anything in it.
     """
-    weights = {hf_name(name, config): tensor.detach() for name, tensor in model.state_dict().items()}
-    stored = dtype or model.dtype
-    fields = write_config(config, stored)
+    weights = named_weights(model)
+    return write_weights(weights, config, tokenizer, path, dtype or model.dtype, dtype, generation, max_shard_bytes)
+
+
+def write_weights(
+    weights: Iterable[tuple[str, Weight | list[Weight]]],
+    config: ModelConfig,
+    tokenizer: Tokenizer | None,
+    path: Path,
+    stated: torch.dtype,
+    dtype: torch.dtype | None = None,
+    generation: GenerationDefaults | None = None,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+) -> Path:
+    """As `write_safetensors`, of weights that come one by one under the decoder's names.
+
+    Of these never more than one shard is held. `stated` is the dtype that config.json names. Other readers know no
+    embedding in few bits, so that is written in `stated`; where it is the output matrix too, its bits are written as
+    `lm_head`, and `HuggingFaceSource` sees that the two are one.
+    """
+    fields = write_config(config, stated)
+    compressed = CompressedWriter()
+
+    def tensors() -> Iterator[tuple[str, Tensor]]:
+        for name, weight in weights:
+            if name == "embed_tokens.weight" and isinstance(weight, Quantized | Float8):
+                yield from compressed.tensors(hf_name(name, config), weight.dequantize(stated))
+                if not config.tie_word_embeddings:
+                    continue
+                name, fields["tie_word_embeddings"] = "lm_head.weight", False
+            yield from compressed.tensors(hf_name(name, config), weight)
+
     with _new_folder(path) as folder:
+        _write_shards(folder, tensors(), dtype, max_shard_bytes)
+        if quantisation := compressed.config():
+            fields["quantization_config"] = quantisation
         _write_json(folder / "config.json", fields)
         _write_json(folder / "generation_config.json", _generation(config, tokenizer, generation))
-        _write_shards(folder, weights, dtype, max_shard_bytes)
         if tokenizer is not None:
             tokenizer.save(folder)
     return path
+
+
+def named_weights(model: Decoder) -> Iterator[tuple[str, Weight | list[Weight]]]:
+    """A decoder's weights under its own names, one by one."""
+    for name, tensor in model.state_dict().items():
+        yield name, tensor.detach()
 
 
 def hf_name(name: str, config: ModelConfig) -> str:
@@ -107,26 +147,36 @@ def _write_json(path: Path, value: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
-def _write_shards(folder: Path, weights: Mapping[str, Tensor], dtype: torch.dtype | None, limit: int) -> None:
-    shards: list[dict[str, Tensor]] = [{}]
-    room = limit
-    for name, tensor in weights.items():
-        size = tensor.numel() * (dtype or tensor.dtype).itemsize
-        if size > room and shards[-1]:
-            shards.append({})
-            room = limit
-        shards[-1][name] = tensor
+def _write_shards(folder: Path, tensors: Iterable[tuple[str, Tensor]], dtype: torch.dtype | None, limit: int) -> None:
+    """Each shard is written when it is full; how many there are is known, and put into their names, at the end."""
+    shard: dict[str, Tensor] = {}
+    room, total = limit, 0
+    written: list[list[str]] = []
+    for name, tensor in tensors:
+        size = tensor.numel() * _kind(name, tensor, dtype).itemsize
+        if size > room and shard:
+            total += write_file(folder / str(len(written)), shard, dtype)
+            written.append(list(shard))
+            shard, room = {}, limit
+        shard[name] = tensor
         room -= size
-    if len(shards) == 1:
-        write_file(folder / "model.safetensors", shards[0], dtype)
+    total += write_file(folder / str(len(written)), shard, dtype)
+    written.append(list(shard))
+    if len(written) == 1:
+        os.replace(folder / "0", folder / "model.safetensors")
         return
     weight_map: dict[str, str] = {}
-    total = 0
-    for number, shard in enumerate(shards, 1):
-        file = f"model-{number:05}-of-{len(shards):05}.safetensors"
-        total += write_file(folder / file, shard, dtype)
-        weight_map.update(dict.fromkeys(shard, file))
+    for number, names in enumerate(written):
+        file = f"model-{number + 1:05}-of-{len(written):05}.safetensors"
+        os.replace(folder / str(number), folder / file)
+        weight_map.update(dict.fromkeys(names, file))
     _write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
+
+
+def _kind(name: str, tensor: Tensor, dtype: torch.dtype | None) -> torch.dtype:
+    """The dtype to store a tensor in: `dtype` is for plain weights, not for the parts of those in few bits."""
+    few = tensor.dtype not in DTYPES.values() or name.endswith(".weight_scale")
+    return tensor.dtype if few or dtype is None else dtype
 
 
 def write_file(path: Path, weights: Mapping[str, Tensor], dtype: torch.dtype | None = None) -> int:
@@ -138,7 +188,7 @@ def write_file(path: Path, weights: Mapping[str, Tensor], dtype: torch.dtype | N
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     at = 0
     for name, tensor in weights.items():
-        kind = dtype or tensor.dtype
+        kind = _kind(name, tensor, dtype)
         if kind not in _NAMES:
             raise PunaError(f"{name} has dtype {kind}, which is not written as safetensors. Give dtype=torch.bfloat16.")
         size = tensor.numel() * kind.itemsize
@@ -148,8 +198,8 @@ def write_file(path: Path, weights: Mapping[str, Tensor], dtype: torch.dtype | N
     raw += b" " * (-len(raw) % 8)  # the data start is aligned to 8 bytes
     with path.open("wb") as file:
         file.write(len(raw).to_bytes(8, "little") + raw)
-        for tensor in weights.values():
-            flat = tensor.detach().to("cpu", dtype or tensor.dtype).contiguous().view(-1)
+        for name, tensor in weights.items():
+            flat = tensor.detach().to("cpu", _kind(name, tensor, dtype)).contiguous().view(-1)
             if flat.numel():
                 file.write(flat.view(torch.uint8).numpy().data)
         file.flush()

@@ -1,0 +1,136 @@
+"""Weights in few bits are written as others read them: the compressed-tensors package and transformers are asked."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import tiny
+from checkpoint_writers import split_experts
+from compressed_writers import write_raw
+from puna.checkpoint import load_source, open_source
+from puna.checkpoint.fewbits import quantised
+from puna.checkpoint.safetensors_write import write_weights
+from puna.model.quantized import Float8, Quantized, Weight
+
+torch.set_num_threads(1)
+KINDS = ["llama3.1", "llama3.2", "scout", "maverick"]
+
+
+def few(kind: str, bits: int) -> dict[str, Weight | list[Weight]]:
+    """A tiny model's weights; 64 wide, so that rows are whole groups."""
+    config = tiny.CONFIGS[kind].with_(hidden_size=64, head_dim=16, intermediate_size=96)
+    state = tiny.decoder(config, dtype=torch.bfloat16).state_dict()
+    return {name: quantised(name, tensor, bits, config.tie_word_embeddings) for name, tensor in state.items()}
+
+
+def written(
+    path: Path,
+    kind: str,
+    weights: dict[str, Weight | list[Weight]],
+    stated: torch.dtype = torch.bfloat16,
+    **options: int,
+) -> Path:
+    config = tiny.CONFIGS[kind].with_(hidden_size=64, head_dim=16, intermediate_size=96)
+    return write_weights(weights.items(), config, None, path / "m", stated, **options)
+
+
+def equal(one: Weight | list[Weight], other: Weight | list[Weight]) -> bool:
+    if isinstance(one, list):
+        return isinstance(other, list) and all(equal(a, b) for a, b in zip(one, other, strict=True))
+    if isinstance(one, Quantized):
+        assert isinstance(other, Quantized)
+        return (one.bits, one.group, one.scales.dtype) == (other.bits, other.group, other.scales.dtype) and bool(
+            torch.equal(one.values, other.values) and torch.equal(one.scales, other.scales)
+        )
+    if isinstance(one, Float8):
+        assert isinstance(other, Float8)
+        return torch.equal(one.dequantize(), other.dequantize())
+    assert isinstance(other, torch.Tensor)
+    return one.dtype == other.dtype and torch.equal(one, other)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("bits", [4, 8])
+def test_bits_come_back(bits: int, kind: str, tmp_path: Path) -> None:
+    weights = few(kind, bits)
+    source = open_source(written(tmp_path, kind, weights, max_shard_bytes=20_000))
+    assert len(list((tmp_path / "m").glob("model-*-of-*.safetensors"))) > 2
+    assert source.packed_notes == ()
+    for name, weight in weights.items():
+        assert equal(source.read_packed(name), weight), name
+    for name in ("layers.0.input_layernorm.weight", "layers.1.feed_forward.router.weight"):
+        assert isinstance(weights.get(name, torch.empty(0)), torch.Tensor)
+
+
+def test_8_bit_floats_and_integers_side_by_side(tmp_path: Path) -> None:
+    weights = few("llama3.1", 4)
+    for name in ("layers.0.feed_forward.up_proj.weight", "layers.0.self_attn.k_proj.weight"):
+        shape = weights[name].shape
+        weights[name] = Float8(torch.randn(shape).to(torch.float8_e4m3fn), torch.rand(shape[0], 1) + 0.5)
+    source = open_source(written(tmp_path, "llama3.1", weights))
+    for name, weight in weights.items():
+        assert equal(source.read_packed(name), weight), name
+    config = json.loads((tmp_path / "m" / "config.json").read_text())
+    assert config["quantization_config"]["format"] == "mixed-precision"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("bits", [4, 8])
+def test_compressed_tensors_reads_every_module(bits: int, kind: str, tmp_path: Path) -> None:
+    """The package's own configuration class, its matching of names and its decompressor, module by module."""
+    pytest.importorskip("compressed_tensors")
+    from compressed_tensors.compressors import BaseCompressor
+    from compressed_tensors.quantization import QuantizationConfig
+    from compressed_tensors.utils.match import match_targets
+
+    path = written(tmp_path, kind, few(kind, bits))
+    stored = load_file(path / "model.safetensors")
+    config = QuantizationConfig.model_validate(json.loads((path / "config.json").read_text())["quantization_config"])
+    schemes = {target: scheme for scheme in config.config_groups.values() for target in scheme.targets}
+    model = load_source(open_source(path), dtype=torch.float32).model
+    expected = split_experts(model) | {"lm_head.weight": model.head_weight.detach()}
+    found = 0
+    for name, weight in expected.items():
+        module = name.removesuffix(".weight")
+        parts = {key.rpartition(".")[2]: value for key, value in stored.items() if key.rpartition(".")[0] == module}
+        if "weight_scale" not in parts:
+            assert name in stored or name == "model.embed_tokens.weight"
+            continue
+        linear = torch.nn.Linear(1, 1)
+        assert module not in config.ignore
+        scheme = schemes[match_targets(module, linear, schemes)[0]]
+        compressor = BaseCompressor.get_value_from_registry(scheme.format or config.format)
+        parts["weight_scale"] = parts["weight_scale"].float()
+        assert torch.equal(compressor.decompress(parts, scheme)["weight"], weight.float()), name
+        found += 1
+    assert found > 14
+
+
+def test_a_tied_head_is_found_again_but_no_other(tmp_path: Path) -> None:
+    path = written(tmp_path, "llama3.2", few("llama3.2", 4))
+    assert json.loads((path / "config.json").read_text())["tie_word_embeddings"] is False
+    assert open_source(path).config.tie_word_embeddings
+    file = path / "model.safetensors"
+    stored = {name: tensor.clone() for name, tensor in load_file(file).items()}
+    stored["model.embed_tokens.weight"][-1, -1] += 0.5
+    write_raw(file, stored)
+    changed = open_source(path)
+    assert not changed.config.tie_word_embeddings
+    assert torch.equal(changed.read("embed_tokens.weight"), stored["model.embed_tokens.weight"])
+
+
+@pytest.mark.parametrize("kind", ["llama3.1", "llama3.2"])
+@pytest.mark.parametrize("bits", [4, 8])
+def test_transformers_computes_the_same(bits: int, kind: str, tmp_path: Path) -> None:
+    pytest.importorskip("compressed_tensors")
+    from transformers import AutoModelForCausalLM
+
+    path = written(tmp_path, kind, few(kind, bits), torch.float32)
+    theirs = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
+    ours = load_source(open_source(path), dtype=torch.float32).model
+    ids = tiny.token_ids(ours.config)
+    with torch.no_grad():
+        torch.testing.assert_close(theirs(ids).logits, ours(ids), atol=2e-4, rtol=2e-4)
