@@ -3,11 +3,11 @@
 from collections.abc import Callable
 
 import pytest
-import tiny
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import tiny
 from puna.errors import PunaError
 from puna.model import Decoder
 from puna.model.native import kernels
@@ -52,10 +52,11 @@ def test_a_product_is_right_and_its_rows_are_the_same_bits_alone_and_together(
         x = torch.randn(rows, inputs).to(dtype)
         out = panels.product(x)
         expected = x.double() @ plain(weight).double().T
-        size = (x.double().abs() @ plain(weight).double().abs().T).clamp_min(1e-6)
-        exact = dtype == torch.float32
-        bound = 1e-6 if exact else 3e-2 if "int" in kind else 5e-3
-        assert ((out - expected).abs() / size).max() < bound
+        weights = plain(weight).double().abs()
+        bound = x.double().abs() @ weights.T * (1e-6 if dtype == torch.float32 else 2**-8)
+        if "int" in kind and dtype == torch.bfloat16:  # half a step of the activations' own 127, and the rounding
+            bound += x.double().abs().amax(1, keepdim=True) * weights.sum(1) * (0.55 / 127)
+        assert ((out - expected).abs() <= bound + 1e-30).all()
         alone = torch.cat([panels.product(x[i : i + 1]) for i in range(rows)])
         assert torch.equal(alone, out)
         cut = seed % rows
