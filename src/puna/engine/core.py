@@ -109,6 +109,7 @@ class Core:
 
     def drop_cancelled(self) -> None:
         """Forget cancelled requests now, not with the next step."""
+        self.take_in()
         for task in self.tasks():
             if task.cancelled:
                 self.state.remove(task)
