@@ -1,7 +1,7 @@
 """Bytes that each rank of a sharded decoder holds: weights in a storage format, and keys and values of a context."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 from typing import Literal
 
@@ -17,9 +17,7 @@ class Format:
     """How weights are stored: parts of the model in few bits with scales, the rest in 16 bits."""
 
     text: str
-    bits: int = 16
-    parts: frozenset[Part] = frozenset()
-    group: int | None = None  # inputs that share a scale; None: one scale a row
+    parts: Mapping[Part, tuple[int, int | None]] = field(default_factory=dict)  # bits, and inputs that share a scale
     scale_bits: int = 0
     edges: bool = True  # whether the first and last layer are stored in few bits too
 
@@ -27,12 +25,12 @@ class Format:
         """Bytes of one tensor or slice: a vector, a matrix [outputs, inputs], or experts [E, inputs, outputs]."""
         if part not in self.parts or (edge and not self.edges):
             return 2 * prod(shape)
-        inputs = shape[1]  # in both layouts
-        scales = prod(shape) // inputs * (-(-inputs // self.group) if self.group else 1)
-        return -(-prod(shape) * self.bits // 8) + scales * self.scale_bits // 8
+        (bits, group), inputs = self.parts[part], shape[1]  # in both layouts
+        scales = prod(shape) // inputs * (-(-inputs // group) if group else 1)  # without a group: one a row
+        return -(-prod(shape) * bits // 8) + scales * self.scale_bits // 8
 
 
-_LINEAR: frozenset[Part] = frozenset({"attention", "feed-forward", "experts"})
+_LINEAR: tuple[Part, ...] = ("attention", "feed-forward", "experts")
 _FP8 = "8-bit floats and a float32 scale a row, the rest bfloat16; as Meta stores its own:"
 
 
@@ -40,18 +38,20 @@ def formats(config: ModelConfig) -> Mapping[str, Format]:
     """The formats to count in. fp8 is what Meta's releases of 405B and Maverick have (llama-models'
     `quantization/loader.py` of both generations), int8 and int4 what `puna.load(quantize=...)` makes."""
     fp8 = (
-        Format(f"{_FP8} routed experts", 8, frozenset({"experts"}), None, 32)
+        Format(f"{_FP8} routed experts", {"experts": (8, None)}, 32)
         if config.moe_layers
-        else Format(f"{_FP8} feed-forward, but not the first and last layer's", 8, frozenset({"feed-forward"}), None,
-                    32, edges=False)
-    )  # fmt: skip
+        else Format(
+            f"{_FP8} feed-forward, but not the first and last layer's", {"feed-forward": (8, None)}, 32, edges=False
+        )
+    )
+    eight: Mapping[Part, tuple[int, int]] = {"vocabulary": (8, 128), **dict.fromkeys(_LINEAR, (8, 128))}
+    four: Mapping[Part, tuple[int, int]] = {"vocabulary": (8, 128), **dict.fromkeys(_LINEAR, (4, 32))}
     return {
         "bf16": Format("bfloat16 throughout"),
         "fp8": fp8,
-        "int8": Format("linear layers in 8 bits with a float16 scale for 128 inputs, the rest bfloat16", 8, _LINEAR,
-                       128, 16),
-        "int4": Format("linear layers in 4 bits with a float16 scale for 32 inputs, the rest bfloat16", 4, _LINEAR,
-                       32, 16),
+        "int8": Format("all matrices but routers in 8 bits with a float16 scale for 128 inputs", eight, 16),
+        "int4": Format("linear layers in 4 bits with a float16 scale for 32 inputs, embedding and output as int8", four,
+                       16),
     }  # fmt: skip
 
 
