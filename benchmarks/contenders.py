@@ -92,17 +92,20 @@ class Transformers:
         return arrivals
 
 
-def decoder_bytes(module: torch.nn.Module) -> int:
-    """Bytes of all weights but an input embedding of its own: of that, a token reads one row."""
-    head = getattr(module, "head_weight", None)  # ours, tied or not
-    if head is None:
-        output = getattr(module, "get_output_embeddings", lambda: None)()
-        head = None if output is None else output.weight
-    inputs = next((m.weight for m in module.modules() if isinstance(m, torch.nn.Embedding)), None)
-    tensors = {t.data_ptr(): t for t in (*module.parameters(), *module.buffers())}
-    if inputs is not None and (head is None or head.data_ptr() != inputs.data_ptr()):
-        tensors.pop(inputs.data_ptr(), None)
-    return sum(t.numel() * t.element_size() for t in tensors.values())
+def decoder_bytes(model: torch.nn.Module) -> int:
+    """Bytes of all weights but an input embedding of its own: of that, a token reads one row. Ours or transformers'."""
+    if hasattr(model, "embed_tokens"):
+        inputs, output = model.embed_tokens, model.lm_head or model.embed_tokens
+    else:
+        inputs, output = model.get_input_embeddings(), model.get_output_embeddings()
+    tied = held_bytes(torch.nn.ModuleList([inputs, output])) == held_bytes(inputs)
+    return held_bytes(model) - (0 if tied else held_bytes(inputs))
+
+
+def held_bytes(module: torch.nn.Module) -> int:
+    """Bytes of the parameters and of the packed panels below a module, shared ones counted once."""
+    packed = {id(m.packed): m.packed.bytes() for m in module.modules() if hasattr(m, "packed")}
+    return sum(packed.values()) + sum(p.nbytes for p in module.parameters())  # parameters() gives each once
 
 
 @dataclass(frozen=True)
