@@ -1,5 +1,6 @@
 """GGUF files keep their own bits when packed: integers, scales and the order of rows."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import gguf
@@ -10,18 +11,24 @@ from torch import Tensor
 
 import tiny
 from puna.checkpoint import open_source, save
-from puna.checkpoint.fewbits import plain
+from puna.checkpoint.fewbits import quantised
+from puna.checkpoint.gguf_blocks import encoded
+from puna.checkpoint.gguf_write import write_tensors
 from puna.errors import PunaError
-from puna.model.quantized import Quantized
+from puna.family.config import ModelConfig
+from puna.model.quantized import Quantized, plain, quantize
 
 torch.set_num_threads(1)
 
 
+def written_config(kind: str) -> ModelConfig:
+    """64 wide, so that rows are whole blocks."""
+    return tiny.CONFIGS[kind].with_(hidden_size=64, head_dim=16, intermediate_size=96)
+
+
 def written(path: Path, kind: str, type: str) -> Path:
-    """A GGUF file of a tiny model, 64 wide so that rows are whole blocks."""
-    config = tiny.CONFIGS[kind].with_(hidden_size=64, head_dim=16, intermediate_size=96)
-    if config.moe_layers:
-        config = config.with_(expert_intermediate_size=32)
+    """A GGUF file of a tiny model."""
+    config = written_config(kind)
     return save(tiny.decoder(config), config, None, path / f"{kind}.gguf", format="gguf", type=type)
 
 
@@ -96,3 +103,34 @@ def test_damaged_scale_is_named(tmp_path: Path) -> None:
     path.write_bytes(data)
     with pytest.raises(PunaError, match=r"blk\.0\.ffn_up\.weight' holds NaN"):
         open_source(path).read_packed("layers.0.feed_forward.up_proj.weight")
+
+
+@pytest.mark.parametrize("kind", ["llama3.1", "llama3.2", "scout"])
+@pytest.mark.parametrize(("type", "bits"), [("Q8_0", 8), ("Q4_0", 4)])
+@pytest.mark.filterwarnings("ignore:llama.cpp")
+def test_bits_are_written_as_they_are(type: str, bits: int, kind: str, tmp_path: Path) -> None:
+    """Scales drawn so that rounding the values anew would choose others."""
+    config = written_config(kind)
+    weights = {name: quantised(name, tensor, bits, True) for name, tensor in tiny.decoder(config).state_dict().items()}
+    if bits == 4:  # a file of one type holds the head in 4 bits too
+        output = "embed_tokens.weight" if config.tie_word_embeddings else "lm_head.weight"
+        weights |= {name: quantize(plain(weights[name]), 4) for name in ("embed_tokens.weight", output)}
+    path = write_tensors(weights.__getitem__, config, None, tmp_path / "m.gguf", type).path
+    source = open_source(path)
+    for name, weight in weights.items():
+        found = source.read_packed(name)
+        for one, other in zip(*(w if isinstance(w, list) else [w] for w in (weight, found)), strict=True):
+            if isinstance(one, Quantized):
+                assert torch.equal(one.values, other.values), name
+                assert torch.equal(one.dequantize(), other.dequantize()), name
+
+
+def test_integers_that_do_not_fit_are_rounded_anew(tmp_path: Path) -> None:
+    config = written_config("llama3.1")
+    weights = {n: quantised(n, t, 8, True) for n, t in tiny.decoder(config).state_dict().items()}
+    path = write_tensors(weights.__getitem__, config, None, tmp_path / "m.gguf", "Q4_0").path
+    exact, found = plain(weights["lm_head.weight"]), open_source(path).read("lm_head.weight")
+    assert 0 < (exact - found).abs().max() < exact.abs().max() / 7
+    odd = Quantized(8, torch.ones(4, 32, dtype=torch.int8), torch.full((4, 1), 0.1), 32)
+    assert encoded(odd, gguf.GGMLQuantizationType.Q8_0) is None  # 0.1 is no float16
+    assert encoded(replace(odd, scales=odd.scales.half()), gguf.GGMLQuantizationType.Q8_0) is not None

@@ -10,9 +10,8 @@ import torch
 import tiny
 from meta_bits_writers import edit, write_experts, write_fp8_dense, write_integers
 from puna.checkpoint import Loaded, Source, load_source, open_source
-from puna.checkpoint.fewbits import plain
 from puna.errors import PunaError
-from puna.model.quantized import Float8, Quantized
+from puna.model.quantized import Float8, Quantized, plain
 
 torch.set_num_threads(1)
 # wide enough for groups of 128 in each of two ranks

@@ -11,9 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from puna.checkpoint.fewbits import by_rows
 from puna.checkpoint.packing import pack_int32
-from puna.model.quantized import Float8, Weight
+from puna.model.quantized import Float8, Weight, by_rows
 
 _Key = tuple[str, int, str, int | None]  # format, bits, strategy, group
 

@@ -1,20 +1,15 @@
 """What checkpoints do to weights in few bits: join them, reorder their rows, and say in int8 what no class can keep."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from puna.model.quantized import Float8, Quantized, Weight, quantize
+from puna.model.quantized import Quantized, Weight, plain, quantize
 
 FINEST = 16  # inputs that share a scale in our kernels (`puna.model.packed`), at least
 FALLBACK_GROUP = 32  # inputs that share a scale where stored bits can't be kept
-
-
-def plain(weight: Weight) -> Tensor:
-    """Floats as they are, few bits as float32."""
-    return weight if isinstance(weight, Tensor) else weight.dequantize()
 
 
 def fallback(weight: Tensor) -> Quantized:
@@ -44,32 +39,6 @@ def _quantised(weight: Weight, bits: int) -> Weight:
     if isinstance(weight, Quantized) and weight.bits <= bits:
         return replace(weight, bits=bits)
     return quantize(plain(weight), bits)
-
-
-def by_rows(weight: Weight, change: Callable[[Tensor], Tensor]) -> Weight:
-    """A change that moves, keeps or drops whole rows [N, ...] -> [N', ...], scales with their values."""
-    if isinstance(weight, Quantized):
-        return Quantized(weight.bits, change(weight.values), change(weight.scales), weight.group)
-    if isinstance(weight, Float8):
-        moved = change(weight.values.view(torch.uint8))  # few operations know 8-bit floats
-        return Float8(moved.view(torch.float8_e4m3fn), change(weight.scales))
-    return change(weight)
-
-
-def stacked(weights: Iterable[Weight]) -> Weight:
-    """Weights of equal width, their rows one below the other: bits kept where all are alike, else in float32."""
-    parts = list(weights)
-    if len(parts) == 1:
-        return parts[0]
-    integers = [part for part in parts if isinstance(part, Quantized)]
-    floats = [part for part in parts if isinstance(part, Float8)]
-    if len(integers) == len(parts) and len({(part.group, part.scales.dtype) for part in integers}) == 1:
-        values, scales = torch.cat([p.values for p in integers]), torch.cat([p.scales for p in integers])
-        return Quantized(max(part.bits for part in integers), values, scales, integers[0].group)
-    if len(floats) == len(parts):
-        values = torch.cat([part.values.view(torch.uint8) for part in floats]).view(torch.float8_e4m3fn)
-        return Float8(values, torch.cat([part.scales for part in floats]))
-    return torch.cat([plain(part) for part in parts])
 
 
 def beside(weights: Iterable[Weight]) -> Weight:

@@ -18,7 +18,7 @@ from gguf.quants import dequantize
 from torch import Tensor
 
 from puna.checkpoint import gguf_rope
-from puna.checkpoint.fewbits import FALLBACK_GROUP, by_rows, fallback, stacked
+from puna.checkpoint.fewbits import FALLBACK_GROUP, fallback
 from puna.checkpoint.gguf_config import Metadata, read_config
 from puna.checkpoint.gguf_format import TensorInfo, encoded_bytes, read_header
 from puna.checkpoint.gguf_names import Slot, slots
@@ -26,7 +26,7 @@ from puna.checkpoint.rotary import to_halves
 from puna.checkpoint.source import GenerationDefaults
 from puna.checkpoint.validate import check_finite
 from puna.errors import PunaError
-from puna.model.quantized import Quantized, Weight
+from puna.model.quantized import Quantized, Weight, by_rows, stacked
 from puna.text.tokenizer import Tokenizer
 
 _PLAIN = {

@@ -8,6 +8,8 @@ import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -18,14 +20,17 @@ from gguf.quants import quantize
 from torch import Tensor
 
 from puna.checkpoint import gguf_rope
+from puna.checkpoint.gguf_blocks import BLOCK, encoded, own_type
 from puna.checkpoint.gguf_config import config_fields, differences
 from puna.checkpoint.gguf_format import pack_header, padded
 from puna.checkpoint.gguf_names import Slot, slots
+from puna.checkpoint.named import named_weights
 from puna.checkpoint.rotary import to_adjacent
 from puna.checkpoint.source import GenerationDefaults
 from puna.errors import PunaError
 from puna.family.config import ModelConfig
 from puna.model import Decoder
+from puna.model.quantized import Float8, Quantized, Weight, by_rows, plain
 from puna.text.tokenizer import Tokenizer
 
 TYPES = {
@@ -59,25 +64,31 @@ def type_of(dtype: torch.dtype) -> str:
 def write_gguf(model: Decoder, config: ModelConfig, tokenizer: Tokenizer | None, path: Path,
                type: str | None = None, generation: GenerationDefaults | None = None,
                metadata: Mapping[str, Any] | None = None) -> Path:  # fmt: skip
-    """Write a model in memory; `type` is a key of TYPES, None keeps the weights' dtype. Notes become warnings.
+    """Write a model in memory; `type` is a key of TYPES, None keeps the weights' dtype, and integers where Q8_0 and
+    Q4_0 can hold them. Notes become warnings.
 
     Raises PunaError as `write_tensors` does.
     """
-    weights = model.state_dict()
-    kind = type or type_of(model.dtype)
-    written = write_tensors(weights.__getitem__, config, tokenizer, path, kind, generation, metadata)
+    weights = dict(named_weights(model))
+    kind, own = type, {}
+    if kind is None:
+        own = {name: found for name, weight in weights.items() if (found := own_type(weight)) is not None}
+        kind = next((few.name for few in (Q.Q4_0, Q.Q8_0) if few in own.values()), type_of(model.dtype))
+        own |= {name: Q[type_of(model.dtype)] for name in weights if name not in own}
+    written = write_tensors(weights.__getitem__, config, tokenizer, path, kind, generation, metadata, own)
     for note in written.notes:
         warnings.warn(note, stacklevel=3)
     return written.path
 
 
-def write_tensors(read: Callable[[str], Tensor], config: ModelConfig, tokenizer: Tokenizer | None, path: Path,
-                  type: str, generation: GenerationDefaults | None = None,
-                  metadata: Mapping[str, Any] | None = None) -> Written:  # fmt: skip
-    """Write tensors one at a time as `read` gives them by our names.
+def write_tensors(read: Callable[[str], Weight | list[Weight]], config: ModelConfig, tokenizer: Tokenizer | None,
+                  path: Path, type: str, generation: GenerationDefaults | None = None,
+                  metadata: Mapping[str, Any] | None = None, types: Mapping[str, Q] | None = None
+                  ) -> Written:  # fmt: skip
+    """Write tensors one at a time as `read` gives them by our names; integers keep their bits where the type can.
 
-    Vectors and routers stay float32, matrices become `type`, or F16 where their rows are not whole blocks. `metadata`
-    is added as it is (`general.name`, `general.license`, ...).
+    Vectors and routers stay float32, matrices become `type` (or what `types` says of them), or F16 where their rows are
+    not whole blocks. `metadata` is added as it is (`general.name`, `general.license`, ...).
 
     Raises:
         PunaError: an unknown type, a target that exists, a tokenizer larger than the vocabulary, a tensor that is not
@@ -88,7 +99,7 @@ def write_tensors(read: Callable[[str], Tensor], config: ModelConfig, tokenizer:
     if path.exists():
         raise PunaError(f"{path} exists already. Choose another name, or delete it first.")
     order = list(slots(config))
-    types = {slot.name: _stored_type(slot, Q[type]) for slot in order}
+    types = {slot.name: _stored_type(slot, (types or {}).get(slot.name, Q[type])) for slot in order}
     fields = _fields(config, tokenizer, path, type, generation, metadata or {})
     table = [(name, slot.stored_shape, types[slot.name]) for slot in order for name in slot.tensors]
     scaling = config.rope_scaling
@@ -109,7 +120,7 @@ def write_tensors(read: Callable[[str], Tensor], config: ModelConfig, tokenizer:
         raise PunaError(f"{path} cannot be written: {error.strerror}") from error
     finally:
         part.unlink(missing_ok=True)
-    notes = (*differences(config), *_tokenizer_notes(fields), *_fallbacks(order, types, type))
+    notes = (*differences(config), *_tokenizer_notes(fields), *_fallbacks(order, types))
     return Written(path, path.stat().st_size, notes)
 
 
@@ -119,12 +130,11 @@ def _stored_type(slot: Slot, wanted: Q) -> Q:
     return wanted if slot.stored_shape[-1] % GGML_QUANT_SIZES[wanted][0] == 0 else Q.F16
 
 
-def _fallbacks(order: list[Slot], types: Mapping[str, Q], type: str) -> list[str]:
-    wide = [n for s in order for n in s.tensors if s.kind not in ("vector", "router") and types[s.name] != Q[type]]
-    if not wide:
+def _fallbacks(order: list[Slot], types: Mapping[str, Q]) -> list[str]:
+    wide = [n for s in order for n in s.tensors if types[s.name] == Q.F16 and s.stored_shape[-1] % BLOCK]
+    if not wide or set(types.values()) <= set(_FLOATS):
         return []
-    block = GGML_QUANT_SIZES[Q[type]][0]
-    return [f"{len(wide)} tensors stay F16, since their rows are not multiples of {block}: {', '.join(wide[:3])}"
+    return [f"{len(wide)} tensors stay F16, since their rows are not multiples of {BLOCK}: {', '.join(wide[:3])}"
             + (", ..." if len(wide) > 3 else ".")]  # fmt: skip
 
 
@@ -137,15 +147,14 @@ def _tokenizer_notes(fields: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _write_slot(file: BinaryIO, slot: Slot, tensor: Tensor, type: Q, config: ModelConfig) -> None:
-    if tuple(tensor.shape) != slot.shape:
-        raise PunaError(f"tensor {slot.name!r} has shape {tuple(tensor.shape)}, the configuration wants {slot.shape}")
-    if slot.kind == "rotary" and config.architecture == "llama":
-        tensor = to_adjacent(tensor, slot.heads)
-    # gate and up are the two halves of one fused tensor; every other slot is one part
-    for name, part in zip(slot.tensors, tensor.chunk(len(slot.tensors), -1), strict=True):
-        pieces: Iterator[Tensor] = iter(part.mT) if slot.kind in ("gate_up", "down_experts") else iter((part,))
-        for piece in pieces:
+def _write_slot(file: BinaryIO, slot: Slot, weight: Weight | list[Weight], type: Q, config: ModelConfig) -> None:
+    shape = (len(weight), *tuple(weight[0].shape)[::-1]) if isinstance(weight, list) else tuple(weight.shape)
+    if shape != slot.shape:
+        raise PunaError(f"tensor {slot.name!r} has shape {shape}, the configuration wants {slot.shape}")
+    if slot.kind == "rotary" and config.architecture == "llama" and not isinstance(weight, list):
+        weight = by_rows(weight, partial(to_adjacent, heads=slot.heads))
+    for part, name in enumerate(slot.tensors):
+        for piece in _pieces(slot, weight, part):
             try:
                 _put(file, piece, type)
             except ValueError as error:
@@ -153,8 +162,25 @@ def _write_slot(file: BinaryIO, slot: Slot, tensor: Tensor, type: Q, config: Mod
         _pad(file)
 
 
-def _put(file: BinaryIO, tensor: Tensor, type: Q) -> None:
+def _pieces(slot: Slot, weight: Weight | list[Weight], part: int) -> Iterator[Weight]:
+    """What one GGUF tensor holds, an expert after the other. Gate and up are the two halves of one fused weight."""
+    if slot.kind not in ("gate_up", "down_experts") and not isinstance(weight, list):
+        yield weight
+        return
+    assert not isinstance(weight, Quantized | Float8), "experts in few bits come one by one"
+    for expert in weight:
+        rows = expert.T if isinstance(weight, Tensor) and isinstance(expert, Tensor) else expert
+        share = rows.shape[0] // len(slot.tensors)
+        yield by_rows(rows, itemgetter(slice(part * share, (part + 1) * share)))
+
+
+def _put(file: BinaryIO, weight: Weight, type: Q) -> None:
     """Append one tensor, a few rows at a time."""
+    blocks = encoded(weight, type)
+    if blocks is not None:
+        file.write(blocks.contiguous().numpy().data)
+        return
+    tensor = plain(weight)
     rows = tensor.detach().reshape(-1, tensor.shape[-1])
     for chunk in rows.split(max(1, _CHUNK // rows.shape[-1])):
         values = chunk.float().cpu().contiguous()

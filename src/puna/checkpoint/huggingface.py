@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from puna.checkpoint.compressed_config import read_quantisation
-from puna.checkpoint.fewbits import by_rows, plain, stacked
 from puna.checkpoint.hf_config import read_config, read_generation
 from puna.checkpoint.safetensors_read import SafetensorsFile
 from puna.checkpoint.source import GenerationDefaults
@@ -20,7 +19,7 @@ from puna.checkpoint.stored import Compressed, Plain, collect
 from puna.checkpoint.validate import read_json, weights_file
 from puna.errors import PunaError
 from puna.family.config import ModelConfig
-from puna.model.quantized import Weight
+from puna.model.quantized import Weight, by_rows, plain, stacked
 from puna.text.tokenizer import Tokenizer
 
 _COMPARED = 1 << 19  # values of head and embedding compared at a time
@@ -215,6 +214,14 @@ class HuggingFaceSource:
                 columns = fused[expert - start].chunk(len(kinds), -1)[kinds.index(part)]
                 columns.copy_(self._weights[stored].read().T)
         return fused
+
+    def is_plain(self, name: str) -> bool:
+        """Whether a tensor is stored in floats, so that `read_rows` gives them as they are."""
+        if name in self._stored:
+            return isinstance(self._weights[self._stored[name]], Plain)
+        prefix, kinds = self._experts(name)
+        stored = (stored for (_, kind), stored in self._split[prefix].items() if kind in kinds)
+        return all(isinstance(self._weights[each], Plain) for each in stored)
 
     def read_packed(self, name: str) -> Weight | list[Weight]:
         """See `Source.read_packed`."""

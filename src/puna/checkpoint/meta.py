@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from puna.checkpoint.fewbits import FALLBACK_GROUP, beside, by_rows, fallback, stacked
+from puna.checkpoint.fewbits import FALLBACK_GROUP, beside, fallback
 from puna.checkpoint.meta_bits import COMPANION, RankBits
 from puna.checkpoint.meta_names import COLUMNS, Recipe, recipes, same
 from puna.checkpoint.meta_params import read_params
@@ -17,7 +17,7 @@ from puna.checkpoint.meta_shard import Shard
 from puna.checkpoint.source import GenerationDefaults
 from puna.checkpoint.validate import weights_file
 from puna.errors import PunaError
-from puna.model.quantized import Weight
+from puna.model.quantized import Weight, by_rows, stacked
 from puna.text.tokenizer import Tokenizer
 
 _SHARD = re.compile(r"consolidated\.(\d+)\.pth")

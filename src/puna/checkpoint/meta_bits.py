@@ -16,11 +16,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from puna.checkpoint.fewbits import plain
 from puna.checkpoint.meta_shard import Shard
 from puna.checkpoint.validate import Fields, check_finite
 from puna.errors import PunaError
-from puna.model.quantized import Float8, Quantized, Weight
+from puna.model.quantized import Float8, Quantized, Weight, plain
 
 COMPANION = re.compile(r"(.*)\.(scales|zeros|adaptor\.[AB]\.weight)")
 _SCHEME = "int4_weight_int8_dynamic_activation"

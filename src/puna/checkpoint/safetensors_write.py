@@ -15,6 +15,7 @@ from torch import Tensor
 from puna.checkpoint.compressed_write import CompressedWriter
 from puna.checkpoint.hf_config import write_config
 from puna.checkpoint.huggingface import INDEX
+from puna.checkpoint.named import named_weights
 from puna.checkpoint.safetensors_read import BITS, DTYPES
 from puna.checkpoint.source import GenerationDefaults
 from puna.errors import PunaError
@@ -82,12 +83,6 @@ def write_weights(
         if tokenizer is not None:
             tokenizer.save(folder)
     return path
-
-
-def named_weights(model: Decoder) -> Iterator[tuple[str, Weight | list[Weight]]]:
-    """A decoder's weights under its own names, one by one."""
-    for name, tensor in model.state_dict().items():
-        yield name, tensor.detach()
 
 
 def hf_name(name: str, config: ModelConfig) -> str:

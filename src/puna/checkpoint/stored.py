@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from puna.checkpoint.compressed_config import Quantisation, Scheme
-from puna.checkpoint.fewbits import FALLBACK_GROUP, FINEST, fallback, plain
+from puna.checkpoint.fewbits import FALLBACK_GROUP, FINEST, fallback
 from puna.checkpoint.packing import unpack_int32
 from puna.checkpoint.safetensors_read import DTYPES, SafetensorsFile
 from puna.checkpoint.validate import check_finite
 from puna.errors import PunaError
-from puna.model.quantized import Float8, Quantized, Weight
+from puna.model.quantized import Float8, Quantized, Weight, plain
 
 Files = Mapping[str, SafetensorsFile]
 _AGAIN = "Download the file again"

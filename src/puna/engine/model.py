@@ -49,7 +49,9 @@ def load(
     dtype: None keeps the stored one; else a torch dtype or "float32", "bfloat16", "float16".
     context: caps the context length, in tokens; the cache is made for it. By default the model's own, or what a quarter
     of the available memory holds, if that is less (`Model.context_length` tells).
-    kv: "int8" keeps keys and values in 8 bits. quantize, speculate: only None (for speculate also False) so far.
+    quantize: "int8" or "int4" keeps the linear layers' weights in so many bits (embedding and output layer: 8);
+    activations are then bfloat16 unless dtype says otherwise. None: as stored; files in few bits stay in few.
+    kv: "int8" keeps keys and values in 8 bits. speculate: only None or False so far.
     prefix_cache: whether requests share the keys and values of equal beginnings (answers are the same either way).
     Under torchrun each process loads its share of the weights (docs/parallel.md); expert_parallel: over how many of
     them the routed experts are dealt out, None chooses.
@@ -57,26 +59,28 @@ def load(
     """
     if kv not in (None, "int8"):
         raise PunaError(f"kv must be None or 'int8', not {kv!r}")
-    for name, value in (("quantize", quantize), ("speculate", speculate or None)):
-        if value is not None:
-            raise PunaError(f"{name}={value!r} is not available yet in this version; leave {name} out")
+    if quantize not in (None, "int8", "int4"):
+        raise PunaError(f"quantize must be None, 'int8' or 'int4', not {quantize!r}")
+    if speculate not in (None, False):
+        raise PunaError(f"speculate={speculate!r} is not available yet in this version; leave speculate out")
     if not isinstance(prefix_cache, bool):
         raise PunaError(f"prefix_cache must be True or False, not {prefix_cache!r}")
     target = _device(device)
     wanted = _dtype(dtype)
-    from puna.checkpoint import load as load_checkpoint
+    from puna.checkpoint import open_source
     from puna.checkpoint.hub import resolve
+    from puna.checkpoint.ready import load_ready
     from puna.engine import sharded
 
     path = resolve(str(name_or_path))
     make: Callable[..., Model] = Model
     if sharded.processes() > 1:
-        loaded, share = sharded.load_share(path, target, wanted, expert_parallel)
+        loaded, share = sharded.load_share(path, target, wanted, quantize, expert_parallel)
         make = partial(sharded.ShardedModel, share)
     elif expert_parallel not in (None, 1):
         raise PunaError(f"expert_parallel={expert_parallel} needs several processes; start them with torchrun")
     else:
-        loaded = load_checkpoint(path, device=str(target), dtype=wanted)
+        loaded = load_ready(open_source(path), target, wanted, quantize)
     given = loaded.generation
     defaults = Sampling().with_options({"temperature": given.temperature, "top_p": given.top_p, "top_k": given.top_k})
     return make(loaded.model, loaded.tokenizer, defaults=defaults, stop_ids=given.eos_token_ids, context=context,

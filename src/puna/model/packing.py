@@ -133,6 +133,11 @@ class Packer:
             module.num_embeddings, module.embedding_dim = weight.shape
 
 
+def pack(decoder: Decoder, bits: int | None = None) -> None:
+    """Pack a filled decoder in place: see `Packer`."""
+    Packer(decoder, lambda name: decoder.get_parameter(name).detach(), bits, decoder.dtype, decoder.device).fill()
+
+
 def requantized(weight: Weight, bits: int) -> Quantized:
     """In so many bits: integers that fit are kept as they are, anything else is quantised from its values."""
     if isinstance(weight, Quantized) and weight.bits <= bits:

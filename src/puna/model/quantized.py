@@ -3,7 +3,7 @@
 Legend: N outputs, K inputs, S groups of inputs.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -113,3 +113,13 @@ def stacked(weights: Iterable[Weight]) -> Weight:
 def plain(weight: Weight) -> Tensor:
     """Floats as they are, few bits as float32."""
     return weight if isinstance(weight, Tensor) else weight.dequantize()
+
+
+def by_rows(weight: Weight, change: Callable[[Tensor], Tensor]) -> Weight:
+    """A change that moves, keeps or drops whole rows [N, ...] -> [N', ...], scales with their values."""
+    if isinstance(weight, Quantized):
+        return Quantized(weight.bits, change(weight.values), change(weight.scales), weight.group)
+    if isinstance(weight, Float8):
+        moved = change(weight.values.view(torch.uint8))  # few operations know 8-bit floats
+        return Float8(moved.view(torch.float8_e4m3fn), change(weight.scales))
+    return change(weight)
