@@ -1,11 +1,11 @@
 """What checkpoints do to weights in few bits: join them, reorder their rows, and say in int8 what no class can keep."""
 
 from collections.abc import Iterable
-from dataclasses import replace
 
 import torch
 from torch import Tensor
 
+from puna.model.packing import HEAD_BITS, requantized
 from puna.model.quantized import Quantized, Weight, plain, quantize
 
 FINEST = 16  # inputs that share a scale in our kernels (`puna.model.packed`), at least
@@ -18,27 +18,21 @@ def fallback(weight: Tensor) -> Quantized:
 
 
 def quantised(name: str, weight: Weight | list[Weight], bits: int, tied: bool) -> Weight | list[Weight]:
-    """A decoder's weight in few bits: `bits` for what is multiplied in each layer, 8 for the output matrix.
+    """A decoder's weight in few bits: `bits` for what is multiplied in each layer, HEAD_BITS for the output.
 
     Norms, routers and an embedding that is not `tied` to the output stay as they are, and so do integers that have
     these bits already; integers of 4 bits become 8 bits wide without a change of value. Routed experts [E, K, N] give
     one matrix [N, K] an expert.
     """
     if isinstance(weight, list):
-        return [_quantised(one, bits) for one in weight]
+        return [requantized(one, bits) for one in weight]
     if isinstance(weight, Tensor) and weight.ndim == 1:
         return weight
     if name.endswith("router.weight") or (name == "embed_tokens.weight" and not tied):
         return weight
     if isinstance(weight, Tensor) and weight.ndim == 3:
-        return [_quantised(one.T, bits) for one in weight]
-    return _quantised(weight, 8 if name in ("embed_tokens.weight", "lm_head.weight") else bits)
-
-
-def _quantised(weight: Weight, bits: int) -> Weight:
-    if isinstance(weight, Quantized) and weight.bits <= bits:
-        return replace(weight, bits=bits)
-    return quantize(plain(weight), bits)
+        return [requantized(one.T, bits) for one in weight]
+    return requantized(weight, HEAD_BITS if name in ("embed_tokens.weight", "lm_head.weight") else bits)
 
 
 def beside(weights: Iterable[Weight]) -> Weight:
