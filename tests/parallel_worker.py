@@ -23,6 +23,12 @@ def answers(llama: "puna.Model") -> dict[str, list[int]]:
     }
 
 
+def held(decoder: torch.nn.Module) -> int:
+    """Bytes of weights, packed or not."""
+    packed = (module.packed.bytes() for module in decoder.modules() if hasattr(module, "packed"))
+    return sum(weight.nbytes for weight in decoder.parameters()) + sum(packed)
+
+
 def refusal(call) -> str:
     """The message of the PunaError that `call` raises, or what happened instead."""
     try:
@@ -47,7 +53,7 @@ def main() -> None:
             "mesh": [mesh.tensor, mesh.expert],
             "heads": [llama.config.num_heads, llama.config.num_kv_heads],
             "unseeded": llama.generate(PROMPT, max_tokens=6, temperature=1.0).token_ids,
-            "held": sum(weight.nbytes for weight in llama.decoder.parameters()),
+            "held": held(llama.decoder),
             "save": refusal(lambda llama=llama: llama.save(folder / "saved")),
         }
         logits = llama.logits(PROMPT)

@@ -17,7 +17,7 @@ from puna.errors import PunaError
 from puna.family.config import ModelConfig
 from puna.family.sharding import Sharding, mesh_for
 from puna.model import Decoder
-from puna.model.parallel import Share, connect, join
+from puna.model.parallel import Share, connect, join, local_decoder
 from puna.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -32,15 +32,20 @@ def processes() -> int:
 
 
 def load_share(
-    path: Path, device: torch.device, dtype: torch.dtype | None, expert_parallel: int | None
+    path: Path,
+    device: torch.device,
+    dtype: torch.dtype | None,
+    quantize: str | None,
+    expert_parallel: int | None,
 ) -> tuple["Loaded", Share]:
-    """This process's part of a checkpoint, to be packed if wanted and then made a `ShardedModel`.
+    """This process's part of a checkpoint, packed, to be made a `ShardedModel`.
 
     Joins the other processes first, through torchrun's environment where torch.distributed is not initialised.
     Raises PunaError: a shape that can't be split over so many processes, or what loading itself raises.
     """
     from puna.checkpoint import open_source
-    from puna.checkpoint.shard import load_shard
+    from puna.checkpoint.ready import load_ready
+    from puna.checkpoint.shard import ShardSource
 
     source = open_source(path)
     sharding = Sharding(source.config, mesh_for(source.config, processes(), expert_parallel))
@@ -52,7 +57,8 @@ def load_share(
     if device.type == "cuda":
         torch.cuda.set_device(device)
     share = join(sharding)
-    return load_shard(source, sharding, share.rank, device, dtype), share
+    local = local_decoder(sharding, share.rank)
+    return load_ready(ShardSource(source, sharding, share.rank), device, dtype, quantize, local), share
 
 
 def _leave() -> None:
