@@ -13,7 +13,7 @@ X86 = platform.machine() in ("x86_64", "AMD64")
 KERNELS = Extension(
     "puna.model.native._kernels",
     sources=[FOLDER + "avx512.c", FOLDER + "avx2.c"],
-    depends=[FOLDER + name for name in ("simd.h", "linear.c", "elementwise.c", "attention.c", "records.c",
+    depends=[FOLDER + name for name in ("simd.h", "linear.c", "elementwise.c", "quantize.c", "attention.c", "records.c",
                                           "rotary.c")],
     extra_compile_args=["-O3", "-g0", "-std=gnu11", "-fopenmp", "-ffp-contract=off", "-fno-math-errno", "-Wno-psabi"],
     optional=True,

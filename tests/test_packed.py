@@ -108,6 +108,20 @@ def test_quantising_picks_scales_with_less_error_than_the_largest_weight_gives()
         quantize(weight, 3)
 
 
+@needs_kernels
+@pytest.mark.parametrize("bits", [4, 8])
+def test_the_kernel_quantises_as_the_plain_code_does(bits: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(5)
+    weight = torch.randn(19, 75) * 0.02
+    for given_weight in (weight, weight.bfloat16()):
+        native = quantize(given_weight, bits, 32)
+        monkeypatch.setattr("puna.model.quantized.kernels", lambda: None)
+        slow = quantize(given_weight, bits, 32)
+        monkeypatch.undo()
+        assert torch.equal(native.scales, slow.scales)
+        assert torch.equal(native.values, slow.values)
+
+
 def test_integers_that_fit_keep_their_bits_when_more_are_asked_for() -> None:
     weight = quantize(torch.randn(8, 64), 4)
     wider = requantized(weight, 8)

@@ -3,6 +3,7 @@
 Legend: N outputs, K inputs, S groups of inputs.
 """
 
+import ctypes
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from puna.errors import PunaError
+from puna.model.native import Kernels, kernels, threads
 
 GROUP = {4: 32, 8: 128}  # inputs that share a scale where nobody says; Llama's own 4-bit releases use 32
 
@@ -63,6 +65,9 @@ def quantize(weight_NK: Tensor, bits: int, group: int | None = None) -> Quantize
     if bits not in GROUP:
         raise PunaError(f"weights can be quantised to 4 or 8 bits, not {bits}")
     group = min(group or GROUP[bits], weight_NK.shape[1])
+    native = kernels()
+    if native and group % 16 == 0 and group <= 256 and weight_NK.device.type == "cpu":
+        return _quantize_natively(weight_NK, bits, group, native)
     N, K = weight_NK.shape
     top = 2 ** (bits - 1) - 1
     scales_NS = torch.empty(N, -(-K // group), dtype=torch.float16)
@@ -81,6 +86,18 @@ def quantize(weight_NK: Tensor, bits: int, group: int | None = None) -> Quantize
             scale = torch.stack(candidates).gather(0, errors.argmin(0)[None, ..., None]).squeeze(0)
         scales_NS[start : start + rows] = scale.squeeze(-1)
         values_NK[start : start + rows] = _rounded(grouped, scale, top).flatten(1)[:, :K]
+    return Quantized(bits, values_NK, scales_NS, group)
+
+
+def _quantize_natively(weight_NK: Tensor, bits: int, group: int, native: Kernels) -> Quantized:
+    N, K = weight_NK.shape
+    weight_NK = weight_NK.contiguous() if weight_NK.dtype == torch.bfloat16 else weight_NK.float().contiguous()
+    values_NK, scales_NS = torch.empty(N, K, dtype=torch.int8), torch.empty(N, -(-K // group), dtype=torch.float16)
+    native.quantize(
+        ctypes.c_void_p(weight_NK.data_ptr()), ctypes.c_int(weight_NK.dtype == torch.bfloat16), ctypes.c_long(N),
+        ctypes.c_long(K), ctypes.c_long(group), ctypes.c_int(bits), ctypes.c_void_p(values_NK.data_ptr()),
+        ctypes.c_void_p(scales_NS.data_ptr()), ctypes.c_int(threads()),
+    )  # fmt: skip
     return Quantized(bits, values_NK, scales_NS, group)
 
 

@@ -302,15 +302,18 @@ void NAME(attend)(Attention *a) {
             while (s + 1 < a->spans && cuts[s + 1].first_block <= i) s++;
             NAME(write_block)(a, s, cuts[s].row, a->starts[s] / BLOCK + i - cuts[s].first_block);
         }
-#pragma omp for schedule(dynamic, 1)
+#pragma omp for schedule(dynamic, 1) nowait
         for (long i = 0; i < items; i++)
             if (buffers) NAME(do_item)(a, cuts, i, per_tile, &tile);
-#pragma omp for schedule(static)
-        for (long i = 0; i < heads; i++) {
-            long s = 0;
-            for (long next = 0; next < a->spans; next++)  // the last with parts of its own that starts at or before i
-                if (cuts[next].splits && cuts[next].first_head <= i) s = next;
-            NAME(add_parts)(a, cuts + s, s, i - cuts[s].first_head, group, padded);
+        if (heads) {
+#pragma omp barrier
+#pragma omp for schedule(static) nowait
+            for (long i = 0; i < heads; i++) {
+                long s = 0;
+                for (long next = 0; next < a->spans; next++)  // the last with parts that starts at or before i
+                    if (cuts[next].splits && cuts[next].first_head <= i) s = next;
+                NAME(add_parts)(a, cuts + s, s, i - cuts[s].first_head, group, padded);
+            }
         }
         free(buffers);
     }

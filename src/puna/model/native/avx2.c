@@ -5,4 +5,5 @@
 #include "simd.h"
 #include "linear.c"
 #include "elementwise.c"
+#include "quantize.c"
 #include "attention.c"

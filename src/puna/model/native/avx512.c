@@ -5,6 +5,7 @@
 #include "simd.h"
 #include "linear.c"
 #include "elementwise.c"
+#include "quantize.c"
 #include "attention.c"
 
 int isa(void) {  // the best set that this processor and its operating system offer: 2 AVX-512, 1 AVX2, 0 neither

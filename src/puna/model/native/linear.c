@@ -158,16 +158,15 @@ static void NAME(widen)(const Weight *w, long panel, long k, long count, float *
             for (int j = 0; j < 8; j++) vstore(out + (i + j) * 16, vmul(widen_e4m3(p + j * 16), scale));
             continue;
         }
-        uint8_t bytes[8][16];  // [k][output]
-        for (int half = 0; half < 2; half++) {
-            const uint8_t *p = (const uint8_t *)w->panels;
-            p += w->kind == INT4 ? (panel * w->inputs + k + i) * 8 : (panel * w->inputs + k + i + 4 * half) * 16;
-            for (int n = 0; n < 16; n++)
-                for (int j = 0; j < 4; j++)
-                    bytes[4 * half + j][n] = w->kind == INT8 ? p[n * 4 + j] : half ? p[n * 4 + j] >> 4 : p[n * 4 + j] & 15;
+        const char *at = w->panels + (panel * w->inputs + k + i) * (w->kind == INT4 ? 8 : 16);
+        v16f shift = vset(w->kind == INT4 ? 8.0f : 128.0f);
+        v16i first = iload(at), second = w->kind == INT4 ? first : iload(at + 64);
+        EACH(j, 4) {
+            v16i low = w->kind == INT4 ? bits_from(first, 8 * j, 15) : bits_from(first, 8 * j, 255);
+            v16i high = w->kind == INT4 ? bits_from(second, 8 * j + 4, 15) : bits_from(second, 8 * j, 255);
+            vstore(out + (i + j) * 16, vmul(vsub(to_float(low), shift), scale));
+            vstore(out + (i + j + 4) * 16, vmul(vsub(to_float(high), shift), scale));
         }
-        v16f zero = vset(w->kind == INT4 ? 8.0f : 128.0f);
-        for (int j = 0; j < 8; j++) vstore(out + (i + j) * 16, vmul(vsub(load_u8(bytes[j]), zero), scale));
     }
 }
 

@@ -51,6 +51,7 @@ INLINE v16f load_u8(const uint8_t *p) {
     return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)p)));
 }
 INLINE void store_i8(int8_t *p, v16i x) { _mm_storeu_si128((__m128i *)p, _mm512_cvtepi32_epi8(x)); }
+INLINE v16i bits_from(v16i x, int shift, int mask) { return _mm512_and_si512(_mm512_srl_epi32(x, _mm_cvtsi32_si128(shift)), iset(mask)); }
 // nearest, ties to even (a NaN stays one)
 INLINE void store_bf16(uint16_t *p, v16f x) {
     v16i bits = _mm512_castps_si512(x);
@@ -121,6 +122,10 @@ INLINE __m256 i8_8(const int8_t *p) { return _mm256_cvtepi32_ps(_mm256_cvtepi8_e
 INLINE v16f load_i8(const int8_t *p) { return (v16f){i8_8(p), i8_8(p + 8)}; }
 INLINE __m256 u8_8(const uint8_t *p) { return _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)p))); }
 INLINE v16f load_u8(const uint8_t *p) { return (v16f){u8_8(p), u8_8(p + 8)}; }
+INLINE __m256i bits8(__m256i x, int shift, int mask) {
+    return _mm256_and_si256(_mm256_srl_epi32(x, _mm_cvtsi32_si128(shift)), _mm256_set1_epi32(mask));
+}
+INLINE v16i bits_from(v16i x, int shift, int mask) { return (v16i){bits8(x.l, shift, mask), bits8(x.h, shift, mask)}; }
 INLINE void store_i8(int8_t *p, v16i x) {
     int32_t lanes[16];
     _mm256_storeu_si256((__m256i *)lanes, x.l), _mm256_storeu_si256((__m256i *)(lanes + 8), x.h);
