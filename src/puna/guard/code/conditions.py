@@ -6,12 +6,12 @@ from typing import Any
 
 from puna.errors import PunaError
 from puna.guard.code.pattern import Patterns, last_name
-from puna.guard.code.value import HOLE, Atom, Value
+from puna.guard.code.value import HOLE, MAX_TEXT, Atom, Value
 
 Test = Callable[[Value | None], "Atom | bool"]  # an atom: holds, and this is where the value came from
 ANY_LABEL = frozenset({"input", "local", "parameter", "unknown"})
 KEYS = frozenset(
-    """absent above all any below built constant equals from has item kind length_below matches name not path
+    """absent above all any below built constant equals from has item kind length_below matches mentions name not path
     starts_built""".split()  # noqa: SIM905 - a list of words
 )
 
@@ -88,13 +88,16 @@ def _plain(key: str, data: Any, safe_for: str, where: str) -> Callable[[Value], 
         return lambda value: value.known() and any(value.const == a and type(value.const) is type(a) for a in accepted)
     if key == "matches":
         pattern = compile_regex(data, where)
-        return lambda value: value.text is not None and pattern.search(value.text) is not None
+        return lambda value: value.text is not None and pattern.search(value.text, 0, MAX_TEXT) is not None
     if key == "path":
         patterns = Patterns(_list(data))
         return lambda value: patterns.match(value.paths)
     if key == "name":
         pattern = compile_regex(data, where)
         return lambda value: any(pattern.search(last_name(p)) for p in value.paths)
+    if key == "mentions":
+        pattern = compile_regex(data, where)
+        return lambda value: any(pattern.search(atom.text) for atom in value.atoms)
     if key == "kind":
         kinds = frozenset(_list(data))
         return lambda value: value.node is not None and value.node.kind in kinds

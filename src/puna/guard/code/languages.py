@@ -5,10 +5,7 @@ import importlib
 from dataclasses import dataclass
 from functools import cache
 
-from tree_sitter import Language, Parser
-
-from puna.guard.code.lower import Lowering
-from puna.guard.code.view import Node
+from tree_sitter import Language
 
 
 @dataclass(frozen=True)
@@ -55,10 +52,33 @@ LANGUAGES: dict[str, Spoken] = {
         "tree_sitter_bash", "language", "shell", ("bash", "sh", "zsh", "console", "shell-session"), (".sh", ".bash")
     ),
 }
+
+
+@dataclass(frozen=True)
+class Format:
+    """A format without a grammar of its own: what people call it, how its files end, or what they are called."""
+
+    aliases: tuple[str, ...]
+    endings: tuple[str, ...]
+    names: tuple[str, ...] = ()
+
+
+FORMATS: dict[str, Format] = {
+    "dockerfile": Format(("docker",), (".dockerfile",), ("dockerfile", "containerfile")),
+    "yaml": Format(("yml",), (".yaml", ".yml")),
+    "json": Format(("jsonc", "json5"), (".json",)),
+    "sql": Format(("mysql", "postgresql", "plsql", "tsql", "sqlite"), (".sql",)),
+    "text": Format(
+        ("ini", "toml", "env", "dotenv", "properties", "conf", "txt"),
+        (".ini", ".toml", ".env", ".properties", ".conf", ".cfg", ".pem", ".key", ".tfvars", ".npmrc"),
+    ),
+}
 # the variants of one language share its rules
 RULES_OF = {"tsx": "typescript", "php_only": "php"}
-_BY_NAME = {alias: name for name, spoken in LANGUAGES.items() for alias in (name, *spoken.aliases)}
-_BY_ENDING = {ending: name for name, spoken in LANGUAGES.items() for ending in spoken.endings}
+_ALL: dict[str, Spoken | Format] = {**LANGUAGES, **FORMATS}
+_BY_NAME = {alias: name for name, known in _ALL.items() for alias in (name, *known.aliases)}
+_BY_ENDING = {ending: name for name, known in _ALL.items() for ending in known.endings}
+_BY_FILE = {file: name for name, known in FORMATS.items() for file in known.names}
 
 
 def canonical(name: str) -> str | None:
@@ -67,8 +87,11 @@ def canonical(name: str) -> str | None:
 
 
 def of_file(path: str) -> str | None:
-    """The language of a file, by its ending."""
-    return _BY_ENDING.get("." + path.rsplit(".", 1)[-1].lower()) if "." in path else None
+    """The language of a file, by its name: `Dockerfile`, or an ending."""
+    name = path.replace("\\", "/").rsplit("/", 1)[-1].lower()
+    if (known := _BY_FILE.get(name) or _BY_FILE.get(name.split(".", 1)[0])) is not None:
+        return known
+    return _BY_ENDING.get("." + name.rsplit(".", 1)[-1]) if "." in name else None
 
 
 @cache
@@ -79,7 +102,8 @@ def grammar(name: str) -> Language:
 
 
 @cache
-def _table(name: str) -> dict:
+def table(name: str) -> dict:
+    """How a grammar's node types are lowered."""
     return importlib.import_module(f"puna.guard.code.grammars.{name}").TABLE
 
 
@@ -92,9 +116,7 @@ def variant(name: str, source: bytes) -> str:
     return name
 
 
-def view(source: bytes, name: str) -> Node:
-    """The uniform view of `source`. Broken code gives what could be read of it."""
-    name = variant(name, source)
-    tree = Parser(grammar(name)).parse(source)
-    node = Lowering(_table(LANGUAGES[name].table), source).lower(tree.root_node)
-    return node or Node("block", 0, len(source), "")
+def view(source: bytes, name: str):  # type: ignore[no-untyped-def]
+    from puna.guard.code.parsing import view
+
+    return view(source, name)

@@ -11,6 +11,7 @@ from typing import Any
 
 from tree_sitter import Node as Syntax
 
+from puna.guard.code.budget import Budget
 from puna.guard.code.view import Node
 
 MAX_DEPTH = 110  # levels of nesting that are looked into; below it a node is a leaf (keeps recursion bounded)
@@ -20,12 +21,15 @@ _ESCAPE = re.compile(r"\\(x[0-9a-fA-F]{2}|u[0-9a-fA-F]{4}|u\{[0-9a-fA-F]{1,6}\}|
 
 
 class Lowering:
-    """Walks one tree. `shift` is added to byte offsets (for a piece of text that was parsed by itself)."""
+    """Walks one tree. `shift` is added to byte offsets (for a piece of text that was parsed by itself). Where the
+    budget ends, nodes become leaves."""
 
-    def __init__(self, table: dict[str, Handler], source: bytes, shift: int = 0) -> None:
+    def __init__(self, table: dict[str, Handler], source: bytes, shift: int = 0, budget: Budget | None = None) -> None:
         self.table = table
         self.source = source
         self.shift = shift
+        self.budget = budget or Budget(1.0)
+        self.steps = 0
         self.depth = 0
 
     def text(self, syntax: Syntax | None) -> str:
@@ -39,7 +43,10 @@ class Lowering:
         if syntax is None:
             return None
         handler = self.table.get(syntax.type, other)
-        if self.depth >= MAX_DEPTH:
+        self.steps += 1
+        if not self.steps % 500:
+            self.budget.check()
+        if self.depth >= MAX_DEPTH or self.budget.spent:
             return self.node("other", syntax)
         self.depth += 1
         try:

@@ -1,17 +1,22 @@
 """Rules against what the flow analysis reports."""
 
 import bisect
+import math
+import re
 
+from puna.guard.code.budget import Budget
 from puna.guard.code.conditions import Test
 from puna.guard.code.finding import Finding
-from puna.guard.code.flow import Call, Listener, Scope
 from puna.guard.code.pattern import last_name
 from puna.guard.code.rule import Alternative, Rule
+from puna.guard.code.scope import Call, Listener, Scope
 from puna.guard.code.value import Atom, Value
 from puna.guard.code.view import Node
 
 Entry = tuple[Rule, Alternative]
 _NO_ENTRIES: list[Entry] = []
+MAX_FILE_TEXT = 400_000  # bytes that conditions on the file look at
+MAX_WRITTEN = 100  # matches of one rule in the source as written
 
 
 class RuleIndex:
@@ -40,15 +45,19 @@ class RuleIndex:
 
 
 class Matcher(Listener):
-    """Collects the findings of one file."""
+    """Collects the findings of one file in `found`. `shift` is added to the nodes' offsets (for a piece that is read
+    by itself)."""
 
-    def __init__(self, index: RuleIndex, source: bytes, language: str) -> None:
+    def __init__(
+        self, index: RuleIndex, source: bytes, language: str, found: dict[tuple[str, int], Finding], shift: int = 0
+    ) -> None:
         self.index = index
         self.source = source
-        self.text_of_file = source.decode("utf-8", "replace")
+        self.text_of_file = source[:MAX_FILE_TEXT].decode("utf-8", "replace")
         self.language = language
-        self.lines = [0, *(i + 1 for i, byte in enumerate(source) if byte == 10)]
-        self.found: dict[tuple[str, int], Finding] = {}
+        self.lines = [0, *(m.end() for m in re.finditer(b"\n", source))]
+        self.found = found
+        self.shift = shift
         self.file_matches: dict[int, bool] = {}
 
     # ---- what is reported
@@ -92,6 +101,10 @@ class Matcher(Listener):
         for rule, alternative in self.index.loose.get("text", _NO_ENTRIES):
             self.consider(rule, alternative, node, {"value": value}, scope)
 
+    def result(self, node: Node, value: Value, scope: Scope) -> None:
+        for rule, alternative in self.index.loose.get("return", _NO_ENTRIES):
+            self.consider(rule, alternative, node, {"value": value}, scope)
+
     def enter(self, scope: Scope) -> None:
         if scope.function is None:
             return
@@ -117,6 +130,26 @@ class Matcher(Listener):
                 and not (alternative.empty and not _empty(node))
             ):
                 self.consider(rule, alternative, node, {}, scope)
+
+    def written(self, budget: Budget) -> None:
+        """Rules on the source as it is written, comments and all."""
+        lower = self.source.lower()
+        for rule, alternative in self.index.loose.get("source", _NO_ENTRIES):
+            wanted = alternative.contains
+            if wanted and not any(literal in lower for literal in wanted):
+                continue
+            assert alternative.written is not None
+            for count, match in enumerate(alternative.written.finditer(self.source)):
+                if count > MAX_WRITTEN or budget.check():
+                    break
+                group = match[match.lastindex or 0]
+                if alternative.refused is not None and alternative.refused.search(group):
+                    continue
+                if alternative.entropy and entropy(group) < alternative.entropy:
+                    continue
+                if self.placed(alternative, Scope()):
+                    start, end = match.span(match.lastindex or 0)
+                    self.add(rule, Node("other", start - self.shift, end - self.shift, ""), True)
 
     # ---- judging
 
@@ -185,6 +218,7 @@ class Matcher(Listener):
 
     def position(self, offset: int) -> tuple[int, int]:
         """1-based line and column (in characters) of a byte offset."""
+        offset += self.shift
         line = bisect.bisect_right(self.lines, offset)
         start = self.lines[line - 1]
         return line, len(self.source[start:offset].decode("utf-8", "replace")) + 1
@@ -218,3 +252,11 @@ def _argument(spec: str, test: Test, call: Call) -> Atom | bool:
 
 def _empty(node: Node) -> bool:
     return all((n.kind == "other" and not n.args) or n.kind in ("exit", "constant") for n in node.body)
+
+
+def entropy(text: bytes) -> float:
+    """Bits per character, by the text's own frequencies."""
+    if not text:
+        return 0.0
+    counts = [text.count(bytes([byte])) for byte in set(text)]
+    return -sum(n / len(text) * math.log2(n / len(text)) for n in counts)

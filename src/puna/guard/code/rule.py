@@ -12,13 +12,14 @@ import yaml
 from puna.errors import PunaError
 from puna.guard.code.checks import CHECKS
 from puna.guard.code.conditions import Test, compile_condition, compile_regex
-from puna.guard.code.flow import Scope
-from puna.guard.code.languages import LANGUAGES, RULES_OF
+from puna.guard.code.languages import FORMATS, LANGUAGES, RULES_OF
 from puna.guard.code.pattern import Patterns
+from puna.guard.code.scope import Scope
 
-SPOKEN = tuple(name for name in LANGUAGES if name not in RULES_OF)
+SPOKEN = (*(name for name in LANGUAGES if name not in RULES_OF), *FORMATS)
 FOLDERS = {
     **{name: (name,) for name in SPOKEN},
+    "yaml": ("yaml", "json"),
     "javascript": ("javascript", "typescript"),
     "c": ("c", "cpp"),
     "any": SPOKEN,
@@ -32,10 +33,12 @@ KINDS: dict[str, set[str]] = {
     "key": {"value"},
     "compare": {"one", "other"},
     "text": set(),
+    "return": set(),
     "function": {"parameters"},
     "import": set(),
     "catch": {"empty"},
     "check": set(),
+    "source": {"contains", "entropy", "except"},
 }
 
 
@@ -54,6 +57,10 @@ class Alternative:
     new: bool | None = None
     empty: bool = False
     check: Callable[..., Any] | None = None
+    written: re.Pattern[bytes] | None = None
+    contains: tuple[bytes, ...] = ()
+    refused: re.Pattern[bytes] | None = None
+    entropy: float = 0.0
     file: re.Pattern[str] | None = None
     not_file: re.Pattern[str] | None = None
     context: list[Callable[[Scope], bool]] = field(default_factory=list)
@@ -156,12 +163,17 @@ def _alternative(data: Any, safe_for: str, where: str) -> Alternative:
         made.regex = compile_regex(head, where)
     elif kind == "compare":
         made.operators = frozenset(_list(head))
-    elif kind == "text":
+    elif kind in ("text", "return"):
         made.tests.append(("value", compile_condition(head, safe_for, where)))
     elif kind == "check":
         if head not in CHECKS:
             raise PunaError(f"{where}: unknown check {head!r}; the checks are {', '.join(sorted(CHECKS))}.")
         made.check = CHECKS[head]
+    elif kind == "source":
+        made.written = _compile_bytes(head, where)
+        made.contains = tuple(str(literal).lower().encode() for literal in _list(data.get("contains", [])))
+        made.refused = _compile_bytes(data["except"], where) if "except" in data else None
+        made.entropy = float(data.get("entropy", 0))
     for spec, condition in (data.get("arguments") or {}).items():
         if not re.fullmatch(r"(any|last|-?\d+|\d+\+|\d+/\w+|[A-Za-z_>&]\w*)", str(spec)):
             raise PunaError(
@@ -180,6 +192,10 @@ def _alternative(data: Any, safe_for: str, where: str) -> Alternative:
     made.empty = bool(data.get("empty"))
     _context(made, data, where)
     return made
+
+
+def _compile_bytes(text: Any, where: str) -> re.Pattern[bytes]:
+    return re.compile(compile_regex(text, where).pattern.encode(), re.MULTILINE)
 
 
 def _context(made: Alternative, data: dict[str, Any], where: str) -> None:

@@ -1,17 +1,24 @@
 """One scan: source in, findings out."""
 
-import time
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Iterator
 from functools import cache
 
-from puna.guard.code import languages
+from puna.guard.code import configuration
+from puna.guard.code.budget import Budget
 from puna.guard.code.finding import Finding
 from puna.guard.code.flow import Flow
 from puna.guard.code.knowledge import knowledge
+from puna.guard.code.languages import FORMATS, RULES_OF
 from puna.guard.code.matching import Matcher, RuleIndex
+from puna.guard.code.parsing import view
 from puna.guard.code.rule import Rule, rules_for
 
-SECONDS = 2.0  # a scan stops here, with what it has found
+SECONDS = 2.0  # of processor time; a scan stops here, with what it has found
+PIECE = 100_000  # bytes that are read at once; longer sources are cut at top-level lines
+MAX_EMBEDDED = 200  # scripts in one file that are looked into
+INCOMPLETE = "scan-incomplete"
+_TOP_LEVEL = re.compile(rb"\n(?=[^\s})\]])")
 
 
 @cache
@@ -20,12 +27,61 @@ def _index(language: str) -> RuleIndex:
 
 
 def scan(source: str, language: str, rules: Iterable[Rule] | None = None, seconds: float = SECONDS) -> list[Finding]:
-    """The findings in `source`, in order of line; `language` is a name of `languages.LANGUAGES`. `rules`: these alone
-    instead of all of the language."""
+    """The findings in `source`, in order of line; `language` is a name of `languages.LANGUAGES` or `FORMATS`. `rules`:
+    these alone instead of all of the language. A scan that its limit ended says so with a finding of its own."""
     data = source.encode("utf-8", "replace")
-    ruled = languages.RULES_OF.get(language, language)
+    chosen = tuple(rules) if rules is not None else None
+    budget = Budget(seconds)
+    found: dict[tuple[str, int], Finding] = {}
+    matcher = _matcher(data, language, chosen, found)
+    matcher.written(budget)
+    at = 0
+    for start, end in _pieces(data):
+        if budget.check():
+            break
+        at = matcher.shift = start
+        if language in FORMATS:
+            root, embedded = configuration.read(data[start:end], language, budget)
+            for script in embedded[:MAX_EMBEDDED]:
+                inner = _matcher(data, script.language, chosen, found, start + script.start)
+                code = view(data[start + script.start : start + script.end], script.language, budget)
+                Flow(code, knowledge(script.language), inner, budget).run()
+        else:
+            root = view(data[start:end], language, budget)
+        Flow(root, knowledge(matcher.language), matcher, budget).run()
+    if budget.spent:
+        line = matcher.lines.index(at) + 1 if at in matcher.lines else 1
+        found[INCOMPLETE, line] = _incomplete(line, matcher.language, seconds)
+    return sorted(found.values(), key=lambda f: (f.line, f.column, f.rule))
+
+
+def _matcher(
+    data: bytes, language: str, rules: tuple[Rule, ...] | None, found: dict[tuple[str, int], Finding], shift: int = 0
+) -> Matcher:
+    ruled = RULES_OF.get(language, language)
     index = _index(ruled) if rules is None else RuleIndex(tuple(r for r in rules if ruled in r.languages))
-    end = time.monotonic() + seconds
-    matcher = Matcher(index, data, ruled)
-    Flow(languages.view(data, language), knowledge(ruled), matcher, lambda: time.monotonic() > end).run()
-    return sorted(matcher.found.values(), key=lambda f: (f.line, f.column, f.rule))
+    return Matcher(index, data, ruled, found, shift)
+
+
+def _pieces(data: bytes) -> Iterator[tuple[int, int]]:
+    """Stretches of at most about PIECE bytes, cut before a line that starts at the margin where there is one."""
+    start = 0
+    while len(data) - start > PIECE * 3 // 2:
+        cut = None
+        for cut in _TOP_LEVEL.finditer(data, start + PIECE // 2, start + PIECE * 3 // 2):
+            if cut.end() >= start + PIECE:
+                break
+        end = cut.end() if cut is not None else start + PIECE
+        yield start, end
+        start = end
+    yield start, len(data)
+
+
+def _incomplete(line: int, language: str, seconds: float) -> Finding:
+    """Said where a scan stopped: what follows wasn't judged, which the caller must know."""
+    return Finding(
+        INCOMPLETE, "CWE-693", "warning", "high", line, 1, line, 1,
+        f"The scan reached its limit of {seconds:g} s; the code from here on was not judged completely.",
+        "Scan the file in smaller parts, or raise the limit.",
+        "Code that is too long or too deeply nested to be judged could hide anything.", language,
+    )  # fmt: skip

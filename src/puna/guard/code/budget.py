@@ -1,0 +1,17 @@
+"""How much one scan may cost: processor time of its thread, so that a busy machine doesn't cut it short."""
+
+import time
+
+
+class Budget:
+    """`seconds` of this thread's processor time; `spent` becomes true when they are over and stays so."""
+
+    def __init__(self, seconds: float) -> None:
+        self.end = time.thread_time() + seconds
+        self.spent = False
+
+    def check(self) -> bool:
+        """Look at the clock. True when the budget is over."""
+        if not self.spent and time.thread_time() > self.end:
+            self.spent = True
+        return self.spent

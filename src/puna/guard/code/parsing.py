@@ -1,0 +1,108 @@
+"""Source to the uniform view, also where it is broken: what the grammar couldn't read is read again line by line."""
+
+import threading
+from functools import cache
+
+from tree_sitter import Node as Syntax
+from tree_sitter import Parser, Tree
+
+from puna.guard.code.budget import Budget
+from puna.guard.code.languages import LANGUAGES, grammar, table, variant
+from puna.guard.code.lower import Lowering
+from puna.guard.code.view import Node
+
+MAX_LINE = 2000  # bytes of a line that is read again by itself
+MAX_AGAIN = 2000  # lines read again in one source
+_local = threading.local()
+
+
+def _parser(name: str) -> Parser:
+    """This thread's parser of a grammar; a parser keeps state, so threads don't share one."""
+    parsers = _local.__dict__.setdefault("parsers", {})
+    if name not in parsers:
+        parsers[name] = Parser(grammar(name))
+    return parsers[name]
+
+
+def parse(source: bytes, name: str, budget: Budget) -> Tree | None:
+    """The syntax tree; None if the budget ends before it is built."""
+    parser = _parser(name)
+
+    def read(offset: int, _point: object) -> bytes:
+        return source[offset : offset + 65536]
+
+    tree = parser.parse(read, progress_callback=lambda *_: budget.check())
+    if budget.spent:
+        parser.reset()
+        return None
+    return tree
+
+
+def view(source: bytes, name: str, budget: Budget | None = None) -> Node:
+    """The uniform view of `source` in a language of `languages.LANGUAGES`. Broken code gives what could be read of it;
+    where the budget ends, the rest is left out."""
+    budget = budget or Budget(10.0)
+    name = variant(name, source)
+    tree = parse(source, name, budget)
+    if tree is None:
+        return Node("block", 0, len(source), "")
+    lowering = Reader(name, source, budget)
+    return lowering.lower(tree.root_node) or Node("block", 0, len(source), "")
+
+
+class Reader(Lowering):
+    """Lowers a tree and, where the grammar found an error that spans lines, reads those lines again one by one."""
+
+    def __init__(self, name: str, source: bytes, budget: Budget) -> None:
+        super().__init__(_with_errors(LANGUAGES[name].table), source, budget=budget)
+        self.name = name
+        self.again = 0
+
+    def broken(self, error: Syntax) -> Node:
+        """What an ERROR node holds: its whole parts as they are, every other line parsed by itself."""
+        first, last = error.start_point[0], error.end_point[0]
+        if first == last or self.shift:
+            return self.node("other", error, args=self.all(error.named_children))
+        whole = [c for c in error.named_children if c.end_point[0] > c.start_point[0] and c.type != "ERROR"]
+        found: list[Node] = []
+        at = error.start_byte
+        at = self.source.rfind(b"\n", 0, at) + 1
+        for child in [*whole, None]:
+            end = error.end_byte if child is None else child.start_byte
+            found.extend(self.lines(at, end))
+            if child is not None:
+                found.extend(self.all([child]))
+                at = child.end_byte
+        return self.node("other", error, args=found)
+
+    def lines(self, start: int, end: int) -> list[Node]:
+        """The lines of a stretch of the source, each read by itself."""
+        found: list[Node] = []
+        for line in self.source[start:end].split(b"\n"):
+            plain = line.strip()
+            if 2 < len(plain) <= MAX_LINE and self.again < MAX_AGAIN and not self.budget.spent:
+                self.again += 1
+                tree = parse(plain, self.name, self.budget)
+                if tree is not None:
+                    found.extend(self.shifted(tree.root_node, start + line.index(plain)))
+            start += len(line) + 1
+        return found
+
+    def shifted(self, root: Syntax, shift: int) -> list[Node]:
+        """The statements of a piece that was parsed by itself, at their place in the whole source."""
+        source, before = self.source, self.shift
+        self.source, self.shift = source[shift : shift + root.end_byte], shift
+        try:
+            return self.block(root)
+        finally:
+            self.source, self.shift = source, before
+
+
+def _broken(low: Lowering, syntax: Syntax) -> Node:
+    assert isinstance(low, Reader)
+    return low.broken(syntax)
+
+
+@cache
+def _with_errors(name: str) -> dict:
+    return {**table(name), "ERROR": _broken}
