@@ -3,6 +3,7 @@
 LARGEST = 512  # tokens of prompts in a step: bounds activations, and is enough for the matrix units
 SMALLEST = 16
 SLOWDOWN = 2.0  # how much longer a step with prompts may take than one without; p99 has to stay below 3
+TELLING = 64  # tokens of prompts alone from which on their number decides the time, not the step itself
 LONGEST = 0.5  # seconds of a step of prompts alone, after which newcomers and cancellations are looked at
 QUIET_STEPS = 256  # after so many steps with prompts, one without measures again what it takes
 NEW = 0.2  # weight of a new measurement
@@ -24,7 +25,7 @@ class Pace:
         if self.fixed:
             return answers + LARGEST
         if not answers:
-            return LARGEST if self._alone is None else _bounded(LONGEST / self._alone)
+            return LARGEST if self._alone is None else _bounded(LONGEST / self._alone, TELLING)
         quiet = self._quiet.get(answers.bit_length())
         if quiet is None or self._since_quiet > QUIET_STEPS:
             return answers  # nothing but answers, to see how long that takes
@@ -39,14 +40,14 @@ class Pace:
             self._quiet[size] = _mean(self._quiet.get(size), seconds)
             return
         self._since_quiet += 1
-        if not answers:
+        if not answers and others >= TELLING:
             self._alone = _mean(self._alone, seconds / others)
-        elif size in self._quiet:
+        elif answers and size in self._quiet:
             self._cost = _mean(self._cost, max(seconds - self._quiet[size], 0.1 * seconds) / others)
 
 
-def _bounded(tokens: float) -> int:
-    return int(min(max(tokens, SMALLEST), LARGEST))
+def _bounded(tokens: float, smallest: int = SMALLEST) -> int:
+    return int(min(max(tokens, smallest), LARGEST))
 
 
 def _mean(old: float | None, new: float) -> float:
