@@ -1,6 +1,9 @@
 """The benchmark scripts on tiny shapes: they run, and what they print follows from what they time."""
 
 import importlib.util
+import json
+import lzma
+import re
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -9,6 +12,8 @@ import pytest
 import torch
 
 from puna.model import Decoder
+from puna.model.native import kernels
+from puna.model.packing import pack
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 sys.path.append(str(FOLDER))  # last: tests/ has a serving.py too
@@ -84,9 +89,9 @@ def test_serving(tmp_path, monkeypatch):
 def test_moe(tmp_path, monkeypatch):
     moe = script("moe")
     monkeypatch.setattr(moe, "Contender", Here)
-    text = run(moe, tmp_path / "b.md", monkeypatch, "--experts tiny-experts --dense tiny-dense --bits bf16 "
+    text = run(moe, tmp_path / "b.md", monkeypatch, "--experts tiny-experts --dense tiny-dense --bits int4 "
                "--prompt 32 --answer 3 --repeats 1")  # fmt: skip
-    assert "| decode, experts against dense, bf16 |" in text
+    assert "| decode, experts against dense, int4 |" in text
     assert "transformers' Llama 4" in text
 
 
@@ -95,6 +100,17 @@ def test_start(tmp_path, monkeypatch):
     monkeypatch.setattr(start, "PEERS", {})
     text = run(start, tmp_path / "b.md", monkeypatch, "--shape tiny --bits bf16 --repeats 1")
     assert "| puna bf16 |" in text
+
+
+def test_quality(tmp_path, monkeypatch):
+    quality, texts = script("quality"), tmp_path / "t.jsonl.xz"
+    with lzma.open(texts, "wt") as file:
+        file.write(json.dumps({"text": "The llama walks over the high grassland. " * 20}))
+    monkeypatch.setattr(quality, "llama_cpp_forms", lambda *_: iter(()))
+    text = run(quality, tmp_path / "b.md", monkeypatch, f"--text {texts} --bits int4 --windows 2 --length 32")
+    plain, few = (re.search(rf"\| puna {bits} \| ([\d.]+) \| ([\d.]+) \|", text) for bits in ("bf16", "int4"))
+    assert float(plain[2]) == 0 < float(few[2]) < 1
+    assert float(plain[1]) == pytest.approx(float(few[1]), rel=0.5)
 
 
 def test_a_start_that_fails_is_no_figure():
@@ -119,6 +135,11 @@ def test_bytes_of_a_token():
     table = tied.vocab_size * tied.hidden_size * 2
     assert decoder_bytes(Decoder(tied).bfloat16()) == decoder_bytes(both)
     assert decoder_bytes(both) == sum(p.numel() * 2 for p in both.parameters()) - table
+    if kernels() is not None:  # packed: 4 bits and their scales, tables in 8
+        few = Decoder(tied).bfloat16()
+        pack(few, 4)
+        linear = sum(p.numel() for p in both.parameters() if p.dim() == 2) - table
+        assert 0.5 * linear + table / 2 < decoder_bytes(few) < 0.65 * linear + 1.2 * table / 2
 
 
 def test_summary():
