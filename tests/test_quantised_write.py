@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from typer.testing import CliRunner
 
 import tiny
 from checkpoint_writers import split_experts
@@ -15,6 +16,8 @@ from puna.checkpoint.fewbits import quantised
 from puna.checkpoint.named import named_weights
 from puna.checkpoint.ready import load_ready
 from puna.checkpoint.safetensors_write import write_weights
+from puna.cli.main import app
+from puna.errors import PunaError
 from puna.model.quantized import Float8, Quantized, Weight
 
 torch.set_num_threads(1)
@@ -171,3 +174,48 @@ def test_weights_are_named_however_they_are_held(
     source = open_source(written(tmp_path, "scout", weights))
     for name, weight in named_weights(load_ready(source).model):
         assert equal(weight, source.read_packed(name)), name
+
+
+def exported(path: Path, out: str, *options: str) -> str:
+    result = CliRunner().invoke(app, ["export", str(path), "--out", str(path.parent / out), *options])
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+@pytest.mark.parametrize("kind", ["llama3.2", "scout"])
+def test_export_quantises_and_keeps_bits(kind: str, tmp_path: Path) -> None:
+    """The same weights as a model that is quantised on load; exported again they stay, and --type makes floats."""
+    config = tiny.CONFIGS[kind].with_(hidden_size=64, head_dim=16, intermediate_size=96)
+    folder = save(tiny.decoder(config, dtype=torch.bfloat16), config, None, tmp_path / "plain")
+    exported(folder, "few", "--quantize", "int4")
+    weights = dict(named_weights(load_ready(open_source(folder), quantize="int4").model))
+    few_source = open_source(tmp_path / "few")
+    for name, weight in weights.items():
+        if name != "embed_tokens.weight" or config.tie_word_embeddings:
+            assert equal(weight, few_source.read_packed(name)), name
+    exported(tmp_path / "few", "again")
+    assert (tmp_path / "again" / "model.safetensors").read_bytes() == (
+        tmp_path / "few" / "model.safetensors"
+    ).read_bytes()
+    exported(tmp_path / "few", "floats", "--type", "F32")
+    assert "quantization_config" not in json.loads((tmp_path / "floats" / "config.json").read_text())
+    floats = open_source(tmp_path / "floats")
+    for name in weights:
+        assert torch.equal(floats.read(name), few_source.read(name).float()), name
+
+
+@pytest.mark.filterwarnings("ignore:llama.cpp")
+def test_export_to_gguf_and_back_keeps_integers(tmp_path: Path) -> None:
+    config = tiny.CONFIGS["llama3.2"].with_(hidden_size=64, head_dim=16, intermediate_size=96)
+    folder = save(tiny.decoder(config, dtype=torch.bfloat16), config, None, tmp_path / "plain")
+    exported(folder, "few", "--quantize", "int8")
+    exported(tmp_path / "few", "few.gguf", "--format", "gguf", "--type", "Q8_0")
+    few_source, gguf = open_source(tmp_path / "few"), open_source(tmp_path / "few.gguf")
+    for name in few_source.shapes():
+        one, other = few_source.read_packed(name), gguf.read_packed(name)
+        if isinstance(one, Quantized):
+            assert isinstance(other, Quantized)
+            assert torch.equal(one.values, other.values), name
+    result = CliRunner().invoke(app, ["export", str(folder), "--out", "x", "--format", "gguf", "--quantize", "int4"])
+    assert isinstance(result.exception, PunaError)
+    assert "--type Q4_0" in str(result.exception)

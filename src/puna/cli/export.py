@@ -1,6 +1,7 @@
 """`puna export`: a checkpoint in another format."""
 
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,13 @@ from puna.errors import PunaError
 
 if TYPE_CHECKING:
     from puna.checkpoint import Source
+
+
+class Bits(StrEnum):
+    """How many bits a weight gets."""
+
+    int4 = "int4"
+    int8 = "int8"
 
 
 class Format(StrEnum):
@@ -24,26 +32,37 @@ def export(
     out: Path = typer.Option(..., "--out", help="Folder (safetensors) or file (gguf) to write; must not exist."),
     format: Format = typer.Option(Format.safetensors, "--format", help="For transformers, or for llama.cpp."),
     type: str | None = typer.Option(
-        None, "--type", help="F32, F16 or BF16; for gguf also Q8_0 or Q4_0. Default: as stored, quantised ones as F32."
+        None, "--type", help="F32, F16 or BF16; for gguf also Q8_0 or Q4_0. Default: as stored; few bits in gguf as F32."
+    ),
+    quantize: Bits | None = typer.Option(
+        None, "--quantize", help="Safetensors in few bits (compressed-tensors' pack-quantized): int4 or int8."
     ),
     revision: str | None = typer.Option(None, "--revision", help="Branch, tag or commit of a hub repository."),
 ) -> None:
     """Write a checkpoint as safetensors or GGUF, one tensor at a time.
 
     Example: puna export cria --out cria.gguf --format gguf --type Q8_0
+
+    Example: puna export meta-llama/Llama-3.2-1B-Instruct --out llama-int4 --quantize int4
     """
     from puna.checkpoint import open_source
     from puna.checkpoint.hub import resolve
 
     source = open_source(resolve(model, revision))
-    write = _safetensors if format is Format.safetensors else _gguf
-    notes = write(source, out, type.upper() if type else None)
+    kind = type.upper() if type else None
+    if format is Format.gguf:
+        if quantize is not None:
+            raise PunaError(f"--quantize {quantize} is for safetensors; for gguf choose --type Q4_0 or --type Q8_0")
+        notes = _gguf(source, out, kind)
+    else:
+        notes = _safetensors(source, out, kind, quantize)
     for note in (*source.notes, *notes):
         typer.echo(f"Note: {note}", err=True)
     typer.echo(f"Wrote {out}")
 
 
 def _gguf(source: "Source", out: Path, type: str | None) -> tuple[str, ...]:
+    from puna.checkpoint.convert import read_for_gguf
     from puna.checkpoint.gguf_names import slots
     from puna.checkpoint.gguf_write import type_of, write_tensors
     from puna.checkpoint.hub import licence_of
@@ -53,18 +72,17 @@ def _gguf(source: "Source", out: Path, type: str | None) -> tuple[str, ...]:
     kind = type or type_of(source.read("embed_tokens.weight").dtype)
     licence = licence_of(source.path)
     metadata = {"general.license": licence} if licence else {}
-    return write_tensors(source.read, source.config, source.tokenizer(), out, kind, source.generation, metadata).notes
+    few = {"Q8_0": 8, "Q4_0": 4}.get(kind)
+    read = source.read if few is None else partial(read_for_gguf, source, bits=few)
+    return write_tensors(read, source.config, source.tokenizer(), out, kind, source.generation, metadata).notes
 
 
-def _safetensors(source: "Source", out: Path, type: str | None) -> tuple[str, ...]:
+def _safetensors(source: "Source", out: Path, type: str | None, quantize: str | None) -> tuple[str, ...]:
     import torch
 
-    from puna.checkpoint.safetensors_write import write_safetensors
-    from puna.checkpoint.source import load_source
+    from puna.checkpoint.convert import convert_to_safetensors
 
     dtypes = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
     if type is not None and type not in dtypes:
         raise PunaError(f"--type {type} is not one of safetensors; choose {', '.join(dtypes)}, or --format gguf")
-    loaded = load_source(source, dtype=dtypes[type] if type else None)
-    write_safetensors(loaded.model, loaded.config, loaded.tokenizer, out, generation=loaded.generation)
-    return ()
+    return convert_to_safetensors(source, out, dtypes[type] if type else None, quantize)
