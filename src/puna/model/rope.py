@@ -73,6 +73,15 @@ def _kernels(x: Tensor, head_dim: int) -> Kernels | None:
     return kernels_for(x.device, x.dtype, head_dim)
 
 
+def _query_scale(positions_S: Tensor, temperature: AttentionTemperature) -> Tensor:
+    """Llama 4's scale of a NoPE layer's queries [S], float64."""
+    steps_S = (positions_S + 1) // temperature.floor
+    if positions_S.device.type != "cpu" or torch.compiler.is_compiling():
+        return 1 + temperature.scale * torch.log1p(steps_S.double())
+    # one by one: the last bit of a vector's logarithm would depend on where in the vector it stands
+    return torch.tensor([1 + temperature.scale * math.log1p(step) for step in steps_S.tolist()], dtype=torch.float64)
+
+
 @dataclass(frozen=True)
 class Positions:
     """What depends on the tokens' positions, computed once a pass: rotations, and the queries' scale on NoPE layers."""
@@ -83,14 +92,7 @@ class Positions:
     @staticmethod
     def of(positions_S: Tensor, frequencies: Tensor, temperature: AttentionTemperature | None) -> "Positions":
         """Of these positions, with `inverse_frequencies` of the config."""
-        scale_S = None
-        if temperature is not None:
-            # one by one: the last bit of a vector's logarithm would depend on where in the vector it stands
-            scales = [
-                1 + temperature.scale * math.log1p((position + 1) // temperature.floor)
-                for position in positions_S.tolist()
-            ]
-            scale_S = torch.tensor(scales, dtype=frequencies.dtype, device=positions_S.device)
+        scale_S = None if temperature is None else _query_scale(positions_S, temperature).to(frequencies.dtype)
         return Positions(rotation(positions_S, frequencies), scale_S)
 
 
