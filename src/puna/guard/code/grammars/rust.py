@@ -53,7 +53,7 @@ def _macro(low: L.Lowering, syntax: Syntax) -> Node:
     parsed = Parser(_language()).parse(source).root_node
     call = next((n for n in _descend(parsed) if n.type == "call_expression"), None)
     if call is not None:
-        inner = L.Lowering(TABLE, source, low.shift + tree.start_byte + 1 - len(_PREFIX) - 1)
+        inner = L.Lowering(TABLE, source, low.shift + tree.start_byte + 1 - len(_PREFIX) - 1, low.budget)
         inner.depth = low.depth + 1
         node.args, node.keys = L.arguments(inner, call.child_by_field_name("arguments"))
     return node
