@@ -4,8 +4,6 @@ computes the end of an array by other instructions than its middle: a row's bits
 Legend: M rows, D and F widths.
 """
 
-import ctypes
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -25,9 +23,9 @@ def rms_norm(x_MD: Tensor, weight_D: Tensor, eps: float, native: Kernels) -> Ten
     x_MD = x_MD.contiguous()
     out_MD = torch.empty_like(x_MD)
     native.rms_norm(
-        ctypes.c_void_p(x_MD.data_ptr()), ctypes.c_void_p(weight_D.data_ptr()), ctypes.c_void_p(out_MD.data_ptr()),
-        ctypes.c_long(x_MD.numel() // x_MD.shape[-1]), ctypes.c_long(x_MD.shape[-1]), ctypes.c_float(eps),
-        ctypes.c_int(x_MD.dtype == torch.bfloat16), ctypes.c_int(threads()),
+        x_MD.data_ptr(), weight_D.data_ptr(), out_MD.data_ptr(),
+        x_MD.numel() // x_MD.shape[-1], x_MD.shape[-1], eps,
+        x_MD.dtype == torch.bfloat16, threads(),
     )  # fmt: skip
     return out_MD
 
@@ -42,8 +40,8 @@ def silu_mul(gate_up: Tensor) -> Tensor:
     gate_up = gate_up.contiguous()
     out = gate_up.new_empty(*gate_up.shape[:-1], width)
     native.silu_mul(
-        ctypes.c_void_p(gate_up.data_ptr()), ctypes.c_void_p(out.data_ptr()), ctypes.c_long(out.numel() // width),
-        ctypes.c_long(width), ctypes.c_int(out.dtype == torch.bfloat16), ctypes.c_int(threads()),
+        gate_up.data_ptr(), out.data_ptr(), out.numel() // width,
+        width, out.dtype == torch.bfloat16, threads(),
     )  # fmt: skip
     return out
 
@@ -55,5 +53,5 @@ def sigmoid(x: Tensor) -> Tensor:
         return x.sigmoid()
     x = x.contiguous()
     out = torch.empty_like(x)
-    native.sigmoid(ctypes.c_void_p(x.data_ptr()), ctypes.c_void_p(out.data_ptr()), ctypes.c_long(x.numel()))
+    native.sigmoid(x.data_ptr(), out.data_ptr(), x.numel())
     return out

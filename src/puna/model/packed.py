@@ -88,16 +88,16 @@ class Panels:
         scratch = torch.empty(rows * (4 * self.inputs + 8 * (self.inputs // self.group)), dtype=torch.uint8)
         weight = self._fast if bf16 and self.kind != "float8" else self._exact
         _native().linear(
-            ctypes.byref(weight), ctypes.c_void_p(x_MK.data_ptr()), ctypes.c_void_p(out_MN.data_ptr()),
-            ctypes.c_long(rows), ctypes.c_long(self.width), ctypes.c_int(bf16),
-            ctypes.c_void_p(scratch.data_ptr()), ctypes.c_int(threads()),
+            ctypes.addressof(weight), x_MK.data_ptr(), out_MN.data_ptr(),
+            rows, self.width, bf16,
+            scratch.data_ptr(), threads(),
         )  # fmt: skip
         return out_MN
 
     def rows(self, ids: Tensor, dtype: torch.dtype) -> Tensor:
         """Rows `ids` [M] of the weight [M, K], dequantised."""
         panel, lane = ids // PANEL, ids % PANEL
-        steps = self.panels[panel].movedim(2, 1)[torch.arange(len(ids)), lane]  # [M, K / step, step]
+        steps = self.panels[panel, :, lane]  # [M, K / step, step]
         if self.kind == "int4":
             steps = torch.cat((steps & 15, steps >> 4), -1)
         if self.kind == "float8":

@@ -3,7 +3,6 @@
 Legend: N outputs, K inputs, S groups of inputs.
 """
 
-import ctypes
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -94,9 +93,9 @@ def _quantize_natively(weight_NK: Tensor, bits: int, group: int, native: Kernels
     weight_NK = weight_NK.contiguous() if weight_NK.dtype == torch.bfloat16 else weight_NK.float().contiguous()
     values_NK, scales_NS = torch.empty(N, K, dtype=torch.int8), torch.empty(N, -(-K // group), dtype=torch.float16)
     native.quantize(
-        ctypes.c_void_p(weight_NK.data_ptr()), ctypes.c_int(weight_NK.dtype == torch.bfloat16), ctypes.c_long(N),
-        ctypes.c_long(K), ctypes.c_long(group), ctypes.c_int(bits), ctypes.c_void_p(values_NK.data_ptr()),
-        ctypes.c_void_p(scales_NS.data_ptr()), ctypes.c_int(threads()),
+        weight_NK.data_ptr(), weight_NK.dtype == torch.bfloat16, N,
+        K, group, bits, values_NK.data_ptr(),
+        scales_NS.data_ptr(), threads(),
     )  # fmt: skip
     return Quantized(bits, values_NK, scales_NS, group)
 
