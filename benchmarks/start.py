@@ -4,6 +4,7 @@ import importlib.util
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -41,6 +42,42 @@ def seconds_to_output(command: list[str]) -> float:
     return taken
 
 
+def ours(shape: str, widths: list[str], folder: Path) -> dict[str, list[str]]:
+    """Our commands by name. Few bits are quantised and saved afresh: what starts is a finished checkpoint."""
+    commands = {}
+    for bits in widths:
+        path = shapes.checkpoint(shape)
+        if bits != "bf16":
+            puna.load(path, quantize=bits).save(folder / bits)
+            path = folder / bits
+        commands[f"puna {bits}"] = [sys.executable, "-m", "puna", "generate", str(path), "--ids", "5,6,7",
+                                    "--max-tokens", "1", "--temperature", "0", "--ignore-eos"]  # fmt: skip
+    return commands
+
+
+def peers(shape: str, threads: int) -> dict[str, list[str]]:
+    """The peers' commands by name, of those that are installed."""
+    commands = {}
+    for name, (package, code) in PEERS.items():
+        if importlib.util.find_spec(package) is None:
+            print(f"{package} isn't installed, so it is left out")
+            continue
+        path = shapes.gguf(shape, "Q4_0") if package == "llama_cpp" else shapes.checkpoint(shape)
+        commands[name] = [sys.executable, "-c", code.format(threads=threads), str(path)]
+    return commands
+
+
+def measure(commands: dict[str, list[str]], repeats: int) -> list[str]:
+    """A row for each command: median and slowest start, in turns, after one that warms the file cache."""
+    times: dict[str, list[float]] = {name: [] for name in commands}
+    for command in commands.values():
+        seconds_to_output(command)
+    for _ in range(repeats):
+        for name, command in commands.items():
+            times[name].append(seconds_to_output(command))
+    return [f"| {name} | {statistics.median(taken):.2f} s | {max(taken):.2f} s |" for name, taken in times.items()]
+
+
 def main() -> None:
     """Measure, print and record."""
     arguments = parser("Command to first token")
@@ -48,28 +85,8 @@ def main() -> None:
     arguments.add_argument("--bits", nargs="+", default=["int4", "int8", "bf16"], choices=["int4", "int8", "bf16"])
     arguments.add_argument("--repeats", type=int, default=5)
     args = arguments.parse_args()
-    commands = {}
-    for bits in args.bits:
-        path = shapes.checkpoint(args.shape)
-        if bits != "bf16":
-            path = shapes.FOLDER / f"{args.shape}-{bits}"
-            if not path.exists():
-                puna.load(shapes.checkpoint(args.shape), quantize=bits).save(path)
-        commands[f"puna {bits}"] = [sys.executable, "-m", "puna", "generate", str(path), "--ids", "5,6,7",
-                                    "--max-tokens", "1", "--temperature", "0", "--ignore-eos"]  # fmt: skip
-    for name, (package, code) in PEERS.items():
-        if importlib.util.find_spec(package) is None:
-            print(f"{package} isn't installed, so it is left out")
-            continue
-        path = shapes.gguf(args.shape, "Q4_0") if package == "llama_cpp" else shapes.checkpoint(args.shape)
-        commands[name] = [sys.executable, "-c", code.format(threads=args.threads), str(path)]
-    times: dict[str, list[float]] = {name: [] for name in commands}
-    for command in commands.values():
-        seconds_to_output(command)  # warms the file cache
-    for _ in range(args.repeats):
-        for name, command in commands.items():
-            times[name].append(seconds_to_output(command))
-    rows = [f"| {name} | {statistics.median(taken):.2f} s | {max(taken):.2f} s |" for name, taken in times.items()]
+    with tempfile.TemporaryDirectory() as folder:
+        rows = measure(ours(args.shape, args.bits, Path(folder)) | peers(args.shape, args.threads), args.repeats)
     print(*rows, sep="\n")
     write_rows(Path(__file__), f"Start: command to first token, shape {args.shape}", rows,
                f"{machine()}; {args.repeats} starts each, interleaved, files in the page cache",
