@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from puna.model import Decoder, native
+from puna.model.packing import pack
 from puna.model.paged import Batch, PagedPool, Span, blocks_for
 from puna.model.rope import Positions, Rotary, inverse_frequencies
 from tiny import CONFIGS, decoder, token_ids
@@ -15,9 +16,9 @@ compiled = pytest.mark.skipif(native.kernels() is None, reason="the kernels were
 CPU = torch.device("cpu")
 
 
-def ragged(model: Decoder, lengths: list[int], kv: str | None = None) -> list[torch.Tensor]:
+def ragged(model: Decoder, lengths: list[int], kv: str | None = None, seed: int = 1) -> list[torch.Tensor]:
     """Logits of some texts that go through the decoder together, each in pieces of random sizes."""
-    chance = random.Random(1)
+    chance = random.Random(seed)
     needed = sum(map(blocks_for, lengths))
     pool = PagedPool(model.config, needed, needed, model.dtype, kv)
     ids = np.random.default_rng(2).permutation(needed).astype(np.int32)
@@ -53,6 +54,24 @@ def test_ragged_passes_give_the_plain_forward_pass(kind: str, missing: bool, mon
             torch.testing.assert_close(logits, model(ids)[0], atol=3e-5, rtol=3e-5)
             single = model(ids, Batch.single(model.config, length, torch.float32), rows=torch.tensor([length - 1]))
             torch.testing.assert_close(single[0, 0], logits[-1], atol=3e-5, rtol=3e-5)
+
+
+@compiled
+@pytest.mark.parametrize("bits", [None, 8, 4])
+@pytest.mark.parametrize("kind", ["llama3.2", "scout"])
+def test_packed_models_answer_to_the_last_bit_in_any_company(kind: str, bits: int | None) -> None:
+    for dtype, kv in ((torch.float32, None), (torch.bfloat16, "int8")):
+        model = decoder(kind, dtype=dtype)
+        pack(model, bits)
+        lengths = [1, 33, 90, 20, 64, 47, 20]
+        alone = [ragged(model, [length], kv, seed=3)[0] for length in lengths]
+        for seed in (1, 2):
+            for logits, expected in zip(ragged(model, lengths, kv, seed), alone, strict=True):
+                assert torch.equal(logits, expected)
+        if kv is None:
+            with torch.no_grad():
+                plain = model(token_ids(model.config, 90, seed=90), Batch.single(model.config, 90, dtype))
+            assert torch.equal(plain[0], alone[2])
 
 
 def test_float64_goes_through_pytorch_in_full_precision() -> None:
