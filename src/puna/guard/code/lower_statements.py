@@ -399,7 +399,12 @@ def leave(kind: str) -> Handler:
     return lambda low, syntax: low.node(kind, syntax, args=low.all(syntax.named_children))
 
 
+_CAUGHT = re.compile(r"(?:\bas|=>)\s*(\w+)|\((?:.*[\s$&*])?\$?([a-z_]\w*)\s*\)", re.DOTALL)
+
+
 def catch(body: str = "body") -> Handler:
+    """A clause of try; its name is the variable that holds what was caught."""
+
     def handler(low: Lowering, syntax: Syntax) -> Node:
         holder = syntax.child_by_field_name(body) or next(
             (
@@ -414,6 +419,13 @@ def catch(body: str = "body") -> Handler:
             if holder is not None
             else low.text(syntax)
         )
-        return low.node("catch", syntax, type=head.strip(), body=low.block(holder))
+        caught = _CAUGHT.search(head)
+        return low.node(
+            "catch",
+            syntax,
+            name=(caught[1] or caught[2]) if caught else "",
+            type=head.strip(),
+            body=low.block(holder),
+        )
 
     return handler
