@@ -63,6 +63,7 @@ class Core:
         self.size = size
         self.inbox: deque[Task] = deque()
         self.threads = torch.get_num_threads()  # of whoever asked last
+        self.stopping = False  # nobody wants anything any more
         self.pace = Pace(fixed_steps)
         self.meter = Meter()
         self._pool: PagedPool | None = None

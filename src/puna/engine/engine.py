@@ -3,7 +3,8 @@
 import threading
 import time
 import weakref
-from queue import Empty
+from contextlib import suppress
+from queue import Empty, SimpleQueue
 
 import torch
 
@@ -28,11 +29,11 @@ class Engine:
 
     def __init__(self, core: Core, queue: int = 1024, threaded: bool = True) -> None:
         self.core, self.queue, self.threaded = core, queue, threaded
-        self._wake = threading.Event()
+        # a queue, not an Event: a stream that is garbage-collected amid a call of ours may put into it as well
+        self._wake: SimpleQueue[None] = SimpleQueue()
         self._turn = threading.Lock()  # starting the thread; stepping without one
         self._thread: threading.Thread | None = None
-        self._stop = threading.Event()
-        self._finalizer = weakref.finalize(self, _finish, self._stop, self._wake, [])
+        self._finalizer: weakref.finalize | None = None
 
     def submit(self, task: Task) -> None:
         """Hand a request over. Raises QueueFullError."""
@@ -46,7 +47,7 @@ class Engine:
         core.inbox.append(task)
         if self.threaded:
             self._start()
-            self._wake.set()
+            self._wake.put(None)
 
     def receive(self, task: Task) -> Delivery:
         """The next thing in a task's outbox, waited for."""
@@ -54,7 +55,7 @@ class Engine:
             return self._step_until(task)
         item = task.outbox.get()
         if task.paused and task.outbox.qsize() <= RUN_AHEAD // 2:
-            self._wake.set()
+            self._wake.put(None)
         return item
 
     def cancel(self, task: Task) -> None:
@@ -62,10 +63,12 @@ class Engine:
         task.cancelled = True
         task.outbox.put(None)
         if self.threaded:
-            self._wake.set()
-        else:
-            with self._turn:
+            self._wake.put(None)
+        elif self._turn.acquire(blocking=False):  # else the step in progress is followed by another look
+            try:
                 self.core.drop_cancelled()
+            finally:
+                self._turn.release()
 
     def stats(self) -> Stats:
         """How the engine is doing."""
@@ -88,18 +91,20 @@ class Engine:
         with self._turn:
             if self._thread is None or not self._thread.is_alive():  # not so after a fork, too
                 # without a reference to the engine, so that it can be collected and the thread then ends
-                self._thread = threading.Thread(target=_run, args=(self.core, self._wake, self._stop), daemon=True,
+                self._thread = threading.Thread(target=_run, args=(self.core, self._wake), daemon=True,
                                                 name="puna-engine")
-                self._finalizer.detach()
-                self._finalizer = weakref.finalize(self, _finish, self._stop, self._wake, [self._thread])
+                if self._finalizer is not None:
+                    self._finalizer.detach()
+                self._finalizer = weakref.finalize(self, _finish, self.core, self._wake, self._thread)
                 self._thread.start()
 
 
-def _run(core: Core, wake: threading.Event, stop: threading.Event) -> None:
+def _run(core: Core, wake: "SimpleQueue[None]") -> None:
     """The thread: step while something can be computed, else sleep."""
     with torch.no_grad():  # not inference_mode: a caller may write into the logits it gets
-        while not stop.is_set():
-            wake.clear()
+        while not core.stopping:
+            while not wake.empty():
+                wake.get()
             try:
                 core.take_in()
                 busy = core.step()
@@ -109,13 +114,13 @@ def _run(core: Core, wake: threading.Event, stop: threading.Event) -> None:
                 continue
             if not busy:
                 waits = any(not task.paused or task.deadline is not None for task in core.tasks())
-                wake.wait(PATIENCE if waits else None)
+                with suppress(Empty):
+                    wake.get(timeout=PATIENCE if waits else None)
 
 
-def _finish(stop: threading.Event, wake: threading.Event, threads: list[threading.Thread]) -> None:
+def _finish(core: Core, wake: "SimpleQueue[None]", thread: threading.Thread) -> None:
     """When the engine is collected, or the interpreter ends: no thread may be in PyTorch while that is torn down."""
-    stop.set()
-    wake.set()
-    for thread in threads:
-        if thread is not threading.current_thread():
-            thread.join(EXIT_SECONDS)
+    core.stopping = True
+    wake.put(None)
+    if thread is not threading.current_thread():
+        thread.join(EXIT_SECONDS)
