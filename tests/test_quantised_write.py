@@ -121,7 +121,7 @@ def test_a_tied_head_is_found_again_but_no_other(tmp_path: Path) -> None:
     file = path / "model.safetensors"
     stored = {name: tensor.clone() for name, tensor in load_file(file).items()}
     stored["model.embed_tokens.weight"][-1, -1] += 0.5
-    write_raw(file, stored)
+    write_raw(file, stored)  # as any other writer does, without the words that puna puts into the header
     changed = open_source(path)
     assert not changed.config.tie_word_embeddings
     assert torch.equal(changed.read("embed_tokens.weight"), stored["model.embed_tokens.weight"])

@@ -5,7 +5,6 @@ Weights may be floats, or compressed as `puna.checkpoint.compressed_config` know
 
 import math
 import re
-from operator import itemgetter
 from pathlib import Path
 
 import torch
@@ -15,14 +14,15 @@ from puna.checkpoint.compressed_config import read_quantisation
 from puna.checkpoint.hf_config import read_config, read_generation
 from puna.checkpoint.safetensors_read import SafetensorsFile
 from puna.checkpoint.source import GenerationDefaults
-from puna.checkpoint.stored import Compressed, Plain, collect
+from puna.checkpoint.stored import Plain, collect
 from puna.checkpoint.validate import read_json, weights_file
 from puna.errors import PunaError
 from puna.family.config import ModelConfig
-from puna.model.quantized import Weight, by_rows, plain, stacked
+from puna.model.quantized import Weight, stacked
 from puna.text.tokenizer import Tokenizer
 
-_COMPARED = 1 << 19  # values of head and embedding compared at a time
+# in a file's metadata: the embedding is the head's few bits once more, in floats
+EMBEDDING_IS_HEAD = {"puna.embedding": "lm_head.weight"}
 INDEX = "model.safetensors.index.json"
 _TEXT = re.compile(r"(?:language_model\.model\.|model\.language_model\.|model\.)(.*)")
 _HEAD = {"lm_head.weight", "language_model.lm_head.weight"}
@@ -156,18 +156,12 @@ class HuggingFaceSource:
             self.config = self.config.with_(tie_word_embeddings=False)
 
     def _tie_packed_head(self) -> None:
-        """A head in few bits beside an embedding of just its values, rounded, is one matrix: `write_weights` makes two
-        of it for readers who know no embedding in few bits."""
-        stored = [self._weights.get(self._stored.get(name, "")) for name in ("lm_head.weight", "embed_tokens.weight")]
-        head, embedding = stored
-        if not isinstance(head, Compressed) or not isinstance(embedding, Plain) or head.shape != embedding.shape:
+        """`write_weights` makes two of one matrix in few bits, for readers who know no such embedding, and says so in
+        every file; whoever changed the embedding since has written a file that doesn't."""
+        if not all(EMBEDDING_IS_HEAD.items() <= file.metadata.items() for file in self._files.values()):
             return
-        packed, step = head.read_packed(), max(1, _COMPARED // head.shape[1])
-        for start in range(0, head.shape[0], step):
-            rows = embedding.read_rows(start, min(head.shape[0], start + step))
-            part = by_rows(packed, itemgetter(slice(start, start + step)))
-            if not torch.equal(plain(part).to(rows.dtype), rows):
-                return
+        if "lm_head.weight" not in self._stored or "embed_tokens.weight" not in self._stored:
+            return
         self._notes.append("Left out embed_tokens.weight: it is lm_head.weight, which is in fewer bits.")
         self._stored["embed_tokens.weight"] = self._stored.pop("lm_head.weight")
         self.config = self.config.with_(tie_word_embeddings=True)

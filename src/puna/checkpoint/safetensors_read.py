@@ -57,7 +57,8 @@ class SafetensorsFile:
             raise PunaError(f"{path} has a damaged header: {error}. {_AGAIN}") from None
         if not isinstance(header, dict):
             raise PunaError(f"{path} has a damaged header: no JSON object. {_AGAIN}")
-        header.pop("__metadata__", None)
+        metadata = header.pop("__metadata__", None)
+        self.metadata: dict[str, Any] = metadata if isinstance(metadata, dict) else {}
         self.entries = {name: self._entry(name, value, 8 + length) for name, value in header.items()}
         self._check_layout(8 + length, size)
 

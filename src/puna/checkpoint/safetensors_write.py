@@ -14,7 +14,7 @@ from torch import Tensor
 
 from puna.checkpoint.compressed_write import CompressedWriter
 from puna.checkpoint.hf_config import write_config
-from puna.checkpoint.huggingface import INDEX
+from puna.checkpoint.huggingface import EMBEDDING_IS_HEAD, INDEX
 from puna.checkpoint.named import named_weights
 from puna.checkpoint.safetensors_read import BITS, DTYPES
 from puna.checkpoint.source import GenerationDefaults
@@ -60,10 +60,11 @@ def write_weights(
 
     Of these never more than one shard is held. `stated` is the dtype that config.json names. Other readers know no
     embedding in few bits, so that is written in `stated`; where it is the output matrix too, its bits are written as
-    `lm_head`, and `HuggingFaceSource` sees that the two are one.
+    `lm_head`, and each file's metadata say that the two are one (whoever writes other weights writes other metadata).
     """
     fields = write_config(config, stated)
     compressed = CompressedWriter()
+    metadata = {"format": "pt"}
 
     def tensors() -> Iterator[tuple[str, Tensor]]:
         for name, weight in weights:
@@ -72,10 +73,11 @@ def write_weights(
                 if not config.tie_word_embeddings:
                     continue
                 name, fields["tie_word_embeddings"] = "lm_head.weight", False
+                metadata.update(EMBEDDING_IS_HEAD)
             yield from compressed.tensors(hf_name(name, config), weight)
 
     with _new_folder(path) as folder:
-        _write_shards(folder, tensors(), dtype, max_shard_bytes)
+        _write_shards(folder, tensors(), dtype, max_shard_bytes, metadata)
         if quantisation := compressed.config():
             fields["quantization_config"] = quantisation
         _write_json(folder / "config.json", fields)
@@ -142,7 +144,13 @@ def _write_json(path: Path, value: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
-def _write_shards(folder: Path, tensors: Iterable[tuple[str, Tensor]], dtype: torch.dtype | None, limit: int) -> None:
+def _write_shards(
+    folder: Path,
+    tensors: Iterable[tuple[str, Tensor]],
+    dtype: torch.dtype | None,
+    limit: int,
+    metadata: Mapping[str, str],
+) -> None:
     """Each shard is written when it is full; how many there are is known, and put into their names, at the end."""
     shard: dict[str, Tensor] = {}
     room, total = limit, 0
@@ -150,12 +158,12 @@ def _write_shards(folder: Path, tensors: Iterable[tuple[str, Tensor]], dtype: to
     for name, tensor in tensors:
         size = tensor.numel() * _kind(name, tensor, dtype).itemsize
         if size > room and shard:
-            total += write_file(folder / str(len(written)), shard, dtype)
+            total += write_file(folder / str(len(written)), shard, dtype, metadata)
             written.append(list(shard))
             shard, room = {}, limit
         shard[name] = tensor
         room -= size
-    total += write_file(folder / str(len(written)), shard, dtype)
+    total += write_file(folder / str(len(written)), shard, dtype, metadata)
     written.append(list(shard))
     if len(written) == 1:
         os.replace(folder / "0", folder / "model.safetensors")
@@ -174,13 +182,18 @@ def _kind(name: str, tensor: Tensor, dtype: torch.dtype | None) -> torch.dtype:
     return tensor.dtype if few or dtype is None else dtype
 
 
-def write_file(path: Path, weights: Mapping[str, Tensor], dtype: torch.dtype | None = None) -> int:
+def write_file(
+    path: Path,
+    weights: Mapping[str, Tensor],
+    dtype: torch.dtype | None = None,
+    metadata: Mapping[str, str] | None = None,
+) -> int:
     """Write one .safetensors file, tensor by tensor, and return the bytes of its data.
 
     The safetensors library's writer wants all tensors of a file in memory in their final dtype; this one casts and
     copies one at a time.
     """
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    header: dict[str, Any] = {"__metadata__": dict(metadata or {"format": "pt"})}
     at = 0
     for name, tensor in weights.items():
         kind = _kind(name, tensor, dtype)

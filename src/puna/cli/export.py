@@ -32,7 +32,7 @@ def export(
     out: Path = typer.Option(..., "--out", help="Folder (safetensors) or file (gguf) to write; must not exist."),
     format: Format = typer.Option(Format.safetensors, "--format", help="For transformers, or for llama.cpp."),
     type: str | None = typer.Option(
-        None, "--type", help="F32, F16 or BF16; for gguf also Q8_0 or Q4_0. Default: as stored; few bits in gguf as F32."
+        None, "--type", help="F32, F16, BF16; for gguf also Q8_0, Q4_0. Default: as stored; in gguf few bits as F32."
     ),
     quantize: Bits | None = typer.Option(
         None, "--quantize", help="Safetensors in few bits (compressed-tensors' pack-quantized): int4 or int8."
