@@ -16,9 +16,10 @@ import tiny
 from checkpoint_writers import split_experts
 from compressed_writers import Scheme, pack, write_compressed, write_raw
 from puna.checkpoint import load_source, open_source
-from puna.checkpoint.packing import pack_int32, unpack_int32
 from puna.errors import PunaError
-from puna.model.quantized import Float8, Quantized
+from puna.model.packed import Panels
+from puna.model.quantized import Float8, Quantized, Words, by_rows, stacked
+from puna.model.words import pack_int32, unpack_int32
 
 torch.set_num_threads(1)
 
@@ -52,7 +53,7 @@ def test_packing_is_bit_after_bit(rows: int, columns: int, bits: int, random: An
 
 
 def test_unpacking_in_several_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("puna.checkpoint.packing._CHUNK", 64)
+    monkeypatch.setattr("puna.model.words._CHUNK", 64)
     values = torch.randint(-8, 8, (7, 40), dtype=torch.int8)
     assert torch.equal(unpack_int32(pack_int32(values, 4), 4, 40), values)
 
@@ -239,3 +240,17 @@ def test_groups_of_modules_have_their_own_schemes(tmp_path: Path) -> None:
         open_source(tmp_path)  # q_proj comes before it, and fits its own scheme
     edit(tmp_path, lambda c: weights(c).update(group_size=32))
     assert open_source(tmp_path).read_packed("layers.0.self_attn.q_proj.weight").group == 32
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_words_go_into_panels_without_being_unpacked(bits: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The very bytes that unpacked values give; several pieces at a time."""
+    values = torch.randint(-(1 << bits - 1), 1 << bits - 1, (48, 96), dtype=torch.int8)
+    scales = torch.rand(48, 3).half()
+    words = Words(bits, pack_int32(values, bits), 96, scales, 32)
+    assert torch.equal(words.values, values)
+    monkeypatch.setattr("puna.model.words._CHUNK", 256)
+    monkeypatch.setattr("puna.model.quantized.unpack_int32", None)
+    fresh = Words(bits, pack_int32(values, bits), 96, scales, 32)
+    joined = by_rows(stacked([fresh, fresh]), lambda t: t[48:])
+    assert torch.equal(Panels(joined).panels, Panels(Quantized(bits, values, scales, 32)).panels)

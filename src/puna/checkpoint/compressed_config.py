@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from puna.checkpoint.packing import BITS
 from puna.checkpoint.validate import Fields, read_json
 from puna.errors import PunaError
+from puna.model.words import BITS
 
 Strategy = Literal["tensor", "channel", "group", "block"]
 _FORMATS = ("pack-quantized", "int-quantized", "float-quantized", "naive-quantized")

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from puna.checkpoint.packing import pack_int32
-from puna.model.quantized import Float8, Weight, by_rows
+from puna.model.quantized import Float8, Weight, Words, by_rows
+from puna.model.words import pack_int32
 
 _Key = tuple[str, int, str, int | None]  # format, bits, strategy, group
 
@@ -53,7 +53,8 @@ class CompressedWriter:
             by_row = weight.group >= columns
             shared: tuple[str, int | None] = ("channel", None) if by_row else ("group", weight.group)
             self._modules.setdefault(("pack-quantized", weight.bits, *shared), []).append(module)
-            yield f"{module}.weight_packed", pack_int32(weight.values.contiguous(), weight.bits)
+            words = weight.words if isinstance(weight, Words) else pack_int32(weight.values.contiguous(), weight.bits)
+            yield f"{module}.weight_packed", words
             yield f"{module}.weight_shape", torch.tensor([weight.shape[0], columns])
         yield f"{module}.weight_scale", weight.scales
 

@@ -32,9 +32,9 @@ def load_ready(
     check_shapes(source, {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()})
     bits = BITS[quantize]
     early: dict[str, Weight | list[Weight]] = {}
+    whole = dtype is not None and bits is None
     if dtype is None:
         dtype = torch.bfloat16 if bits else _stored_dtype(source, early)
-    whole = dtype not in (torch.float32, torch.bfloat16) and bits is None
 
     def read(name: str) -> Weight | Sequence[Weight]:
         stored = early.pop(name, None)

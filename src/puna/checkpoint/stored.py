@@ -10,11 +10,11 @@ from torch import Tensor
 
 from puna.checkpoint.compressed_config import Quantisation, Scheme
 from puna.checkpoint.fewbits import FALLBACK_GROUP, FINEST, fallback
-from puna.checkpoint.packing import unpack_int32
 from puna.checkpoint.safetensors_read import DTYPES, SafetensorsFile
 from puna.checkpoint.validate import check_finite
 from puna.errors import PunaError
-from puna.model.quantized import Float8, Quantized, Weight, plain
+from puna.model.quantized import Float8, Quantized, Weight, Words, plain
+from puna.model.words import unpack_int32
 
 Files = Mapping[str, SafetensorsFile]
 _AGAIN = "Download the file again"
@@ -161,11 +161,13 @@ class Compressed:
         if self.scheme.floating:
             _check_fp8(values, self.where)
             return Float8(values, scales.float()) if group >= columns else self._scaled(values.float(), scales, group)
+        coarse = group % FINEST == 0 or group >= columns
+        if self.scheme.packed and self.scheme.symmetric and coarse:
+            return Words(self.scheme.bits, values, columns, scales, group)
         if self.scheme.packed:
             values = unpack_int32(values, self.scheme.bits, columns)
         elif self.scheme.bits == 4 and (int(values.min()) < -8 or int(values.max()) > 7):
             raise self._error("weight", "holds integers that are not of 4 bits")
-        coarse = group % FINEST == 0 or group >= columns
         if self.scheme.symmetric:
             return Quantized(self.scheme.bits, values, scales, group) if coarse else self._scaled(values, scales, group)
         shifted = values.to(torch.int16) - self._zeros(rows).repeat_interleave(group, 1)[:, :columns]

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from puna.errors import PunaError
 from puna.model.elementwise import silu_mul
 from puna.model.native import Kernels, kernels, threads
-from puna.model.quantized import Float8, Quantized, Weight
+from puna.model.quantized import Float8, Quantized, Weight, Words
+from puna.model.words import panel_words
 
 PANEL = 16  # outputs side by side
 KINDS = {"float32": 0, "bfloat16": 1, "int8": 2, "int4": 3, "float8": 4}
@@ -39,7 +40,7 @@ def packable(weight: Weight) -> bool:
         return False
     if isinstance(weight, Tensor):
         return weight.device.type == "cpu" and weight.dtype in (torch.float32, torch.bfloat16)
-    return weight.values.device.type == "cpu"
+    return weight.scales.device.type == "cpu"
 
 
 class Panels:
@@ -200,7 +201,10 @@ def _panels(matrix: Tensor, inputs: int, step: int) -> Tensor:
 
 def _pack_integers(weight: Quantized, inputs: int) -> Tensor:
     zero = 8 if weight.bits == 4 else 128
-    N, K = weight.values.shape
+    N, K = weight.shape
+    per_word = 32 // weight.bits
+    if isinstance(weight, Words) and (N % PANEL, K % per_word, K) == (0, 0, inputs):
+        return _panels(panel_words(weight.words, weight.bits), K // per_word, 1).view(torch.uint8)
     values = F.pad(weight.values, (0, inputs - K, 0, -N % PANEL)).view(torch.uint8)
     if weight.bits == 8:
         return _panels(values ^ zero, inputs, 4)  # adding 128 turns the sign bit
@@ -213,7 +217,7 @@ def _kernel_groups(weight: Quantized) -> tuple[int, Tensor]:
     group, scales = weight.group, weight.scales
     if group % FINEST == 0 and group <= COARSEST:
         return group, scales
-    K = weight.values.shape[1]
+    K = weight.shape[1]
     if group >= K:  # one scale a row
         finer = next((g for g in (128, 64, 32) if K % g == 0), FINEST)
         return finer, scales.repeat(1, _up(K, finer) // finer)

@@ -14,7 +14,7 @@ from puna.model.decoder import Block, Decoder
 from puna.model.feedforward import Experts, FeedForward, MixtureOfExperts
 from puna.model.linear import Embedding, Linear
 from puna.model.packed import PackedEmbedding, PackedExperts, PackedFeedForward, PackedLinear, packable
-from puna.model.quantized import Float8, Quantized, Weight, plain, quantize, stacked
+from puna.model.quantized import Float8, Quantized, Weight, Words, plain, quantize, stacked
 from puna.model.unpacked import BlockwiseExperts, BlockwiseLinear
 
 Read = Callable[[str], Weight | Sequence[Weight]]
@@ -112,6 +112,8 @@ class Packer:
             weight = requantized(weight, bits)
         if isinstance(weight, Tensor):
             return weight.to(self.device, self.dtype)
+        if isinstance(weight, Words) and self.device.type == "cpu":
+            return weight
         values, scales = weight.values.to(self.device), weight.scales.to(self.device)
         if isinstance(weight, Float8):
             return Float8(values, scales)
@@ -140,7 +142,9 @@ def pack(decoder: Decoder, bits: int | None = None) -> None:
 
 def requantized(weight: Weight, bits: int) -> Quantized:
     """In so many bits: integers that fit are kept as they are, anything else is quantised from its values."""
-    if isinstance(weight, Quantized) and weight.bits <= bits:
+    if isinstance(weight, Quantized) and weight.bits == bits:
+        return weight
+    if isinstance(weight, Quantized) and weight.bits < bits:
         return Quantized(bits, weight.values, weight.scales, weight.group)
     return quantize(plain(weight), bits)
 

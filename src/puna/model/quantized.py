@@ -5,12 +5,14 @@ Legend: N outputs, K inputs, S groups of inputs.
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from puna.errors import PunaError
 from puna.model.native import Kernels, kernels, threads
+from puna.model.words import unpack_int32
 
 GROUP = {4: 32, 8: 128}  # inputs that share a scale where nobody says; Llama's own 4-bit releases use 32
 
@@ -33,6 +35,26 @@ class Quantized:
         """The weight [N, K]."""
         scales = self.scales.float().repeat_interleave(self.group, 1)[:, : self.values.shape[1]]
         return (self.values * scales).to(dtype)
+
+
+class Words(Quantized):
+    """The same with its values in int32 words, as `pack-quantized` files store them; unpacked only when asked for."""
+
+    def __init__(self, bits: int, words: Tensor, columns: int, scales: Tensor, group: int) -> None:
+        self.__dict__.update(bits=bits, words=words, columns=columns, scales=scales, group=group)
+
+    words: Tensor  # int32 [N, ceil(K * bits / 32)]
+    columns: int  # K
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """[N, K] of the weight."""
+        return self.words.shape[0], self.columns
+
+    @cached_property
+    def values(self) -> Tensor:
+        """int8 [N, K]."""
+        return unpack_int32(self.words, self.bits, self.columns)
 
 
 @dataclass(frozen=True)
@@ -118,7 +140,11 @@ def stacked(weights: Iterable[Weight]) -> Weight:
     integers = [part for part in parts if isinstance(part, Quantized)]
     floats = [part for part in parts if isinstance(part, Float8)]
     if len(integers) == len(parts) and len({(part.group, part.scales.dtype) for part in integers}) == 1:
-        values, scales = torch.cat([p.values for p in integers]), torch.cat([p.scales for p in integers])
+        scales = torch.cat([part.scales for part in integers])
+        words = [part for part in integers if isinstance(part, Words) and part.bits == integers[0].bits]
+        if len(words) == len(parts):
+            return Words(words[0].bits, torch.cat([p.words for p in words]), words[0].columns, scales, words[0].group)
+        values = torch.cat([part.values for part in integers])
         return Quantized(max(part.bits for part in integers), values, scales, integers[0].group)
     if len(floats) == len(parts):
         values = torch.cat([part.values.view(torch.uint8) for part in floats]).view(torch.float8_e4m3fn)
@@ -133,6 +159,8 @@ def plain(weight: Weight) -> Tensor:
 
 def by_rows(weight: Weight, change: Callable[[Tensor], Tensor]) -> Weight:
     """A change that moves, keeps or drops whole rows [N, ...] -> [N', ...], scales with their values."""
+    if isinstance(weight, Words):
+        return Words(weight.bits, change(weight.words), weight.columns, change(weight.scales), weight.group)
     if isinstance(weight, Quantized):
         return Quantized(weight.bits, change(weight.values), change(weight.scales), weight.group)
     if isinstance(weight, Float8):

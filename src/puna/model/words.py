@@ -37,3 +37,23 @@ def pack_int32(values: Tensor, bits: int) -> Tensor:
     if bits == 4:
         octets = octets[:, ::2] | (octets[:, 1::2] << 4)
     return octets.contiguous().view(torch.int32)
+
+
+def panel_words(words: Tensor, bits: int) -> Tensor:
+    """The same values [N, W] in the order of our kernels' panels (native/linear.c), without unpacking them.
+
+    At 8 bits that is the order they have. At 4 bits byte i of a word holds values i (low half) and i + 4.
+    """
+    if bits == 8:
+        return words
+    out = torch.empty_like(words)
+    step = max(1, _CHUNK // 8 // max(1, words.shape[1]))
+    for source, target in zip(words.split(step), out.split(step), strict=True):
+        low = source & 0xFFFF  # values 0 to 3, then each in a byte of its own
+        low = (low | (low << 8)) & 0x00FF00FF
+        low = (low | (low << 4)) & 0x0F0F0F0F
+        high = (source >> 16) & 0xFFFF
+        high = (high | (high << 8)) & 0x00FF00FF
+        high = (high | (high << 4)) & 0x0F0F0F0F
+        torch.bitwise_or(low, high << 4, out=target)
+    return out
