@@ -46,11 +46,12 @@ def load(
 ) -> "Model":
     """Load a checkpoint by bundled name ("cria"), hub id, folder or file.
 
-    dtype: None keeps the stored one; else a torch dtype or "float32", "bfloat16", "float16".
+    dtype: None keeps the stored one, and files in few bits stay in few; else a torch dtype or "float32", "bfloat16",
+    "float16", to which few bits are widened.
     context: caps the context length, in tokens; the cache is made for it. By default the model's own, or what a quarter
     of the available memory holds, if that is less (`Model.context_length` tells).
     quantize: "int8" or "int4" keeps the linear layers' weights in so many bits (embedding and output layer: 8);
-    activations are then bfloat16 unless dtype says otherwise. None: as stored; files in few bits stay in few.
+    activations are then bfloat16 unless dtype says otherwise. A file with such bits keeps them exactly.
     kv: "int8" keeps keys and values in 8 bits. speculate: only None or False so far.
     prefix_cache: whether requests share the keys and values of equal beginnings (answers are the same either way).
     Under torchrun each process loads its share of the weights (docs/parallel.md); expert_parallel: over how many of
