@@ -10,7 +10,7 @@ from torch import Tensor
 
 from puna.errors import PunaError
 
-NUCLEUS_CANDIDATES = 1024  # sorted first; a flatter distribution than these can cover is sorted whole
+NUCLEUS_CANDIDATES = (64, 1024)  # sorted first; a flatter distribution than these can cover is sorted whole
 
 
 class Options(TypedDict, total=False):
@@ -166,8 +166,11 @@ def probabilities(logits_V: Tensor, sampling: Sampling) -> Tensor:
 
 def _nucleus(probs_V: Tensor, top_p: float) -> Tensor:
     """The fewest likeliest tokens that together reach `top_p` (the one that crosses it stays), renormalised."""
-    values, indices = probs_V.topk(min(NUCLEUS_CANDIDATES, probs_V.shape[0]))
-    if values.sum() < top_p:
+    for count in NUCLEUS_CANDIDATES:
+        values, indices = probs_V.topk(min(count, probs_V.shape[0]))
+        if values.sum() >= top_p:
+            break
+    else:
         values, indices = probs_V.sort(descending=True)
     before = values.cumsum(0) - values
     kept = values.where(before < top_p, 0.0)
@@ -187,7 +190,7 @@ def choose(logits_V: Tensor, sampling: Sampling, prompt: Sequence[int], answer: 
            random: torch.Generator, allowed_V: Tensor | None = None) -> int:
     """The next token for logits [V] after `prompt` and `answer`; `allowed_V` (bool) bars the others entirely."""
     logits_V = adjust(logits_V, sampling, prompt, answer)
-    if not logits_V.isfinite().all():
+    if not logits_V.sum().isfinite():  # one pass, and no number that a model means reaches float32's end
         raise PunaError(
             "the model gave logits that are not finite numbers: the weights are damaged, or the dtype is too narrow; "
             "try dtype='float32'"
