@@ -2,15 +2,33 @@
 
 import json
 import sys
+from enum import StrEnum
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 
+if TYPE_CHECKING:
+    from puna.guard.code import Finding
+
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, rich_markup_mode="rich", help="Judge what goes in and comes out."
 )
+FAILED = 3  # exit code where --fail-on is reached
+
+
+class FailOn(StrEnum):
+    error = "error"
+    warning = "warning"
+    never = "never"
+
+
+class Confidence(StrEnum):
+    low = "low"
+    medium = "medium"
+    high = "high"
 
 
 @app.callback()
@@ -18,7 +36,7 @@ def _root() -> None:
     """Judge what goes in and comes out: insecure code."""
 
 
-@app.command("code", no_args_is_help=True, epilog="Example: puna guard code src/")
+@app.command("code", no_args_is_help=True, epilog="Example: puna guard code src/ --fail-on error")
 def code(
     source: str = typer.Argument(
         ...,
@@ -26,35 +44,70 @@ def code(
         help="A file, a folder (every file in a known language below it), or - for standard input.",
     ),
     language: str | None = typer.Option(
-        None, "--language", "-l", help="The language; by default told from the file's ending."
+        None, "--language", "-l", help="The language; by default told from the file's name, or from the text."
     ),
     as_json: bool = typer.Option(False, "--json", help="Print the findings as a JSON list."),
+    as_sarif: bool = typer.Option(False, "--sarif", help="Print a SARIF 2.1.0 report."),
+    fail_on: FailOn = typer.Option(
+        FailOn.never, "--fail-on", help="From which severity on the exit code is 3 (the verdict block)."
+    ),
+    confidence: Confidence = typer.Option(
+        Confidence.medium, "--confidence", help="Findings that are less sure than this don't make it fail."
+    ),
+    ignore: list[str] = typer.Option([], "--ignore", metavar="RULE", help="A rule to leave out; may be repeated."),
 ) -> None:
-    """Find insecure code: what is wrong, where, why, and how to mend it. Nothing is run or downloaded."""
-    from puna.errors import PunaError
-    from puna.guard.code import scan_path, scan_text
+    """Find insecure code: what is wrong, where, why, and how to mend it. Nothing is run or downloaded.
 
+    A line is allowed by a comment on it or before it: [bold]puna: allow RULE reason[/].
+    """
+    from puna import __version__
+    from puna.errors import PunaError
+    from puna.guard.code import Policy, sarif, scan_path, scan_text
+
+    findings: list[Finding] = []
+    console = Console(highlight=False, soft_wrap=True)
+    loud = not (as_json or as_sarif)
+    files = 0
     if source == "-":
-        findings = scan_text(sys.stdin.read(), language, path="-")
-        texts: dict[str, list[str]] = {}
+        text = sys.stdin.read()
+        scans = iter([(Path("-"), text, scan_text(text, language, path="-"))])
+    elif Path(source).exists():
+        scans = scan_path(Path(source), language)
     else:
-        path = Path(source)
-        if not path.exists():
-            raise PunaError(f"{source}: no such file or folder.")
-        findings, texts = scan_path(path, language)
+        raise PunaError(f"{source}: no such file or folder.")
+    for _, text, found in scans:
+        files += 1
+        found = [f for f in found if f.rule not in ignore]
+        findings += found
+        for finding in found if loud else []:
+            _print(console, finding, text)
+    open_findings = [f for f in findings if not f.allowed]
+    block = "error" if fail_on == FailOn.never else fail_on.value
+    verdict = Policy(block=block, confidence=confidence.value).verdict(open_findings)
     if as_json:
-        typer.echo(json.dumps([finding.as_dict() for finding in findings], indent=2))
-        return
-    console = Console(highlight=False)
-    for finding in findings:
-        colour = "red" if finding.severity == "error" else "yellow"
-        where = f"{finding.path}:{finding.line}:{finding.column}"
-        console.print(
-            f"[bold]{escape(where)}[/] [{colour}]{finding.severity}[/] {escape(finding.message)} "
-            f"[dim]({finding.cwe}, {finding.rule}, {finding.confidence} confidence)[/]"
-        )
-        if finding.path in texts:
-            console.print(f"    [dim]{finding.line:>5} |[/] {escape(texts[finding.path][finding.line - 1].strip())}")
-        console.print(f"    fix: {escape(finding.fix)}")
-    errors = sum(f.severity == "error" for f in findings)
-    console.print(f"{errors} errors, {len(findings) - errors} warnings" if findings else "Nothing found.")
+        typer.echo(json.dumps([finding.as_dict() for finding in open_findings], indent=2))
+    elif as_sarif:
+        typer.echo(json.dumps(sarif(findings, __version__), indent=2))
+    else:
+        errors = sum(f.severity == "error" for f in open_findings)
+        said = f"{errors} errors, {len(open_findings) - errors} warnings" if open_findings else "Nothing found"
+        allowed = len(findings) - len(open_findings)
+        console.print(f"{said} in {files} files{f', {allowed} allowed' if allowed else ''}. Verdict: {verdict}.")
+    if verdict == "block" and fail_on != FailOn.never:
+        raise typer.Exit(FAILED)
+
+
+def _print(console: Console, finding: "Finding", text: str) -> None:
+    colour = "dim" if finding.allowed else "red" if finding.severity == "error" else "yellow"
+    where = f"{finding.path}:{finding.line}:{finding.column}"
+    console.print(
+        f"[bold]{escape(where)}[/] [{colour}]{'allowed' if finding.allowed else finding.severity}[/] "
+        f"{escape(finding.message)} [dim]({finding.cwe}, {finding.rule}, {finding.confidence} confidence)[/]"
+    )
+    lines = text.split("\n")
+    if "#cell-" not in finding.path and " " not in finding.path and finding.line <= len(lines):
+        console.print(f"    [dim]{finding.line:>5} |[/] {escape(lines[finding.line - 1].strip()[:200])}")
+    for line, origin in finding.trace:
+        if line != finding.line:
+            console.print(f"    [dim]{line:>5} : comes from {escape(origin)}[/]")
+    console.print(f"    {'allowed: ' + escape(finding.allowed) if finding.allowed else 'fix: ' + escape(finding.fix)}")

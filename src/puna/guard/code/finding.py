@@ -7,7 +7,8 @@ from typing import Any
 @dataclass(frozen=True)
 class Finding:
     """One weakness in the code. `line` and `column` are 1-based, `end_line` and `end_column` (exclusive) close the
-    span; `trace` tells how input got there, as (line, text)."""
+    span; `trace` tells how input got there, as (line, text). `path` names the file, or the part of it
+    (`book.ipynb#cell-2`); `allowed` is a person's reason to let it stand."""
 
     rule: str
     cwe: str
@@ -23,6 +24,7 @@ class Finding:
     language: str = ""
     path: str = ""
     trace: tuple[tuple[int, str], ...] = field(default=())
+    allowed: str = ""
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)

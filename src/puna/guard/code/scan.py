@@ -51,7 +51,7 @@ def scan(source: str, language: str, rules: Iterable[Rule] | None = None, second
         Flow(root, knowledge(matcher.language), matcher, budget).run()
     if budget.spent:
         line = matcher.lines.index(at) + 1 if at in matcher.lines else 1
-        found[INCOMPLETE, line] = _incomplete(line, matcher.language, seconds)
+        found[INCOMPLETE, line] = incomplete(line, matcher.language, seconds)
     return sorted(found.values(), key=lambda f: (f.line, f.column, f.rule))
 
 
@@ -77,7 +77,7 @@ def _pieces(data: bytes) -> Iterator[tuple[int, int]]:
     yield start, len(data)
 
 
-def _incomplete(line: int, language: str, seconds: float) -> Finding:
+def incomplete(line: int, language: str, seconds: float) -> Finding:
     """Said where a scan stopped: what follows wasn't judged, which the caller must know."""
     return Finding(
         INCOMPLETE, "CWE-693", "warning", "high", line, 1, line, 1,

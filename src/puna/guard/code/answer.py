@@ -1,0 +1,142 @@
+"""The code inside a model's answer, judged whole or as it streams."""
+
+import re
+import time
+from dataclasses import replace
+
+from puna.guard.code import extract
+from puna.guard.code.detect import detect
+from puna.guard.code.extract import Piece, pieces
+from puna.guard.code.finding import Finding
+from puna.guard.code.languages import canonical
+from puna.guard.code.scan import SECONDS, incomplete, scan
+
+STRETCH = 40  # lines of an open block after which its finished functions are judged
+_IMPORT = re.compile(r"^\s*(import|from|using|use|#include|require|package|const .*require\(|<\?php)")
+
+
+def scan_pieces(found: list[Piece], seconds: float = SECONDS) -> list[Finding]:
+    """The findings in pieces of code, at their lines in the whole; `path` names the part. The pieces share the limit
+    of `seconds`."""
+    end = time.thread_time() + seconds
+    findings: dict[tuple[str, str, int], Finding] = {}
+    for piece in found:
+        left = end - time.thread_time()
+        if left <= 0:
+            part, line = piece.places[0]
+            stopped = replace(incomplete(line, piece.language, seconds), path=part)
+            findings.setdefault((stopped.rule, part, line), stopped)
+            break
+        for finding in scan(piece.source, piece.language, seconds=left):
+            if piece.added is not None and finding.line - 1 not in piece.added:
+                continue
+            placed = place(finding, piece)
+            findings.setdefault((placed.rule, placed.path, placed.line), placed)
+    return list(findings.values())
+
+
+def place(finding: Finding, piece: Piece) -> Finding:
+    """A finding of a piece, with its lines in the whole."""
+    last = len(piece.places) - 1
+    part, line = piece.places[min(finding.line - 1, last)]
+    end_line = piece.places[min(finding.end_line - 1, last)][1]
+    trace = tuple((piece.places[min(n - 1, last)][1], text) for n, text in finding.trace)
+    return replace(finding, line=line, end_line=end_line, path=part, trace=trace)
+
+
+def scan_answer(text: str, seconds: float = SECONDS) -> list[Finding]:
+    """The findings in the code inside `text`: an answer with fenced blocks, a tool call's arguments as JSON, a diff, a
+    notebook, or code alone. Lines are the text's own; in JSON, `path` names the string and lines count within it."""
+    return scan_pieces(pieces(text), seconds)
+
+
+class CodeStream:
+    """Judges an answer as it arrives: `feed` each part, `close` at the end; both give the findings that are new.
+
+    A fenced block is judged as it closes. Of a block that goes on for long, what precedes the latest line at the
+    margin is judged before, with the block's imports; so a reader is warned while the rest is being written. An answer
+    without fences is judged at the end.
+    """
+
+    def __init__(self, seconds: float = SECONDS) -> None:
+        self.seconds = seconds
+        self.fenced = False
+        self._rest = ""
+        self._lines: list[str] = []  # of the answer so far, or of the open block
+        self._number = 0  # lines before them
+        self._fence = ""
+        self._named = ""
+        self._judged = 0  # lines of the open block that were judged
+        self._depth = 0  # blocks that are open inside a block of Markdown
+        self._context: list[str] = []  # the judged lines, blank but for imports
+        self._told: set[tuple[str, str, int]] = set()
+
+    def feed(self, text: str) -> list[Finding]:
+        """Take the next part of the answer."""
+        *whole, self._rest = (self._rest + text).split("\n")
+        return [finding for line in whole for finding in self._line(line)]
+
+    def close(self) -> list[Finding]:
+        """The answer has ended: judge what is open."""
+        found = self._line(self._rest) if self._rest else []
+        self._rest = ""
+        if self._fence:
+            return found + self._end()
+        if not self.fenced:
+            found += self._new(scan_pieces(pieces("\n".join(self._lines)), self.seconds))
+        return found
+
+    def _line(self, line: str) -> list[Finding]:
+        opened = extract.opening(line) if "```" in line or "~~~" in line else None
+        found: list[Finding] = []
+        if not self._fence:
+            if opened is None:
+                self._lines.append(line)
+                return []
+            self._begin(opened)
+        elif opened is not None and not self._depth and extract.closes(line, self._fence):
+            found = self._end()
+        elif opened is not None and opened[0] == self._fence and self._named in extract.MARKDOWN:
+            self._depth += 1 if opened[1] else -1
+            self._lines.append(line)
+        elif opened is not None and opened[1] and opened[0] == self._fence:
+            found = self._end()  # the block before was never closed
+            self._number -= 1
+            self._begin(opened)
+        else:
+            self._lines.append(line)
+            if len(self._lines) - self._judged > STRETCH and line[:1].strip() and line[:1] not in "})]":
+                found = self._stretch()
+        return found
+
+    def _begin(self, opened: tuple[str, str]) -> None:
+        self.fenced = True
+        self._fence, self._named = opened
+        self._number += len(self._lines) + 1
+        self._lines, self._context = [], []
+        self._judged = self._depth = 0
+
+    def _end(self) -> list[Finding]:
+        """The open block, judged whole."""
+        found = self._new(scan_pieces(extract.block(self._lines, self._named, self._number + 1), self.seconds))
+        self._number += len(self._lines) + 1
+        self._lines, self._fence = [], ""
+        return found
+
+    def _stretch(self) -> list[Finding]:
+        """The finished part of a long block: its new lines, after the imports of those before."""
+        upto = len(self._lines) - 1
+        latest = self._lines[self._judged : upto]
+        source = "\n".join([*self._context, *latest])
+        self._context += [line if _IMPORT.match(line) else "" for line in latest]
+        language = canonical(self._named) if self._named else detect("\n".join(self._lines[:200]))
+        self._judged = upto
+        if language is None:
+            return []
+        piece = Piece(source, language, tuple(("", self._number + 1 + i) for i in range(upto)))
+        return self._new(scan_pieces([piece], self.seconds))
+
+    def _new(self, findings: list[Finding]) -> list[Finding]:
+        fresh = [f for f in findings if (f.rule, f.path, f.line) not in self._told]
+        self._told.update((f.rule, f.path, f.line) for f in fresh)
+        return fresh

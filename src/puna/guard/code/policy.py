@@ -1,0 +1,45 @@
+"""What follows from findings: a verdict, and which of them a person has allowed."""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+from puna.guard.code.finding import Finding
+
+CONFIDENCE = ("low", "medium", "high")
+_ALLOW = re.compile(r"puna:[ \t]*allow[ \t]+([a-z0-9][a-z0-9-]*)[ \t:,-]*([^\n]*)")
+_COMMENT = re.compile(r"^\s*(#|//|/\*|\*|--|;|<!--|%)")
+
+
+@dataclass(frozen=True)
+class Policy:
+    """`block`: the severity from which code is refused ("error", "warning", or "never"); `confidence`: findings that
+    are less sure than this warn, but don't block; `ignore`: rules that don't count."""
+
+    block: str = "error"
+    confidence: str = "medium"
+    ignore: frozenset[str] = frozenset()
+
+    def verdict(self, findings: Iterable[Finding]) -> str:
+        """ "block", "warn" or "allow"."""
+        counted = [f for f in findings if f.rule not in self.ignore and not f.allowed]
+        blocking = {"error": ("error",), "warning": ("error", "warning"), "never": ()}[self.block]
+        least = CONFIDENCE.index(self.confidence)
+        if any(f.severity in blocking and CONFIDENCE.index(f.confidence) >= least for f in counted):
+            return "block"
+        return "warn" if counted else "allow"
+
+
+def allow(findings: list[Finding], source: str) -> list[Finding]:
+    """The findings, with `allowed` set to the reason where the source says `puna: allow RULE reason` in a comment on
+    the same line or alone on the line before. Without a reason nothing is allowed. For code that people have
+    reviewed; a model's own comments decide nothing (`scan_code` and `scan_answer` don't ask)."""
+    if "puna:" not in source:
+        return findings
+    allowed: dict[tuple[str, int], str] = {}
+    for number, line in enumerate(source.split("\n"), 1):
+        if (match := _ALLOW.search(line)) is not None:
+            reason = re.sub(r"\s*(\*/|-->|%>)\s*$", "", match[2]).strip()
+            if len(reason) >= 3:
+                allowed[match[1], number + bool(_COMMENT.match(line))] = reason
+    return [replace(f, allowed=allowed.get((f.rule, f.line), "")) for f in findings]
