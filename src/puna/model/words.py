@@ -47,13 +47,11 @@ def panel_words(words: Tensor, bits: int) -> Tensor:
     if bits == 8:
         return words
     out = torch.empty_like(words)
-    step = max(1, _CHUNK // 8 // max(1, words.shape[1]))
+    step = max(1, _CHUNK // 2 // max(1, words.shape[1]))
     for source, target in zip(words.split(step), out.split(step), strict=True):
-        low = source & 0xFFFF  # values 0 to 3, then each in a byte of its own
-        low = (low | (low << 8)) & 0x00FF00FF
-        low = (low | (low << 4)) & 0x0F0F0F0F
-        high = (source >> 16) & 0xFFFF
-        high = (high | (high << 8)) & 0x00FF00FF
-        high = (high | (high << 4)) & 0x0F0F0F0F
-        torch.bitwise_or(low, high << 4, out=target)
+        halves = [source & 0xFFFF, (source >> 16).bitwise_and_(0xFFFF)]  # values 0 to 3 and 4 to 7
+        for half in halves:  # each of the four in a byte of its own
+            half.bitwise_or_(half << 8).bitwise_and_(0x00FF00FF)
+            half.bitwise_or_(half << 4).bitwise_and_(0x0F0F0F0F)
+        torch.bitwise_or(halves[0], halves[1].bitwise_left_shift_(4), out=target)
     return out
