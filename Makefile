@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
+BUILT  := pyproject.toml setup.py $(wildcard src/puna/model/native/*.[ch])
 MODEL  ?= cria
 
 .PHONY: chat test serve lint clean
@@ -16,7 +17,7 @@ test: lint
 	$(BIN)/python -m pytest
 
 lint: $(VENV)/.test
-	$(BIN)/ruff check src tests benchmarks recipes
+	$(BIN)/ruff check src tests benchmarks recipes setup.py
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
@@ -28,11 +29,11 @@ $(VENV)/.torch: $(BIN)/python
 	$(BIN)/python -c "import torch" 2>/dev/null || $(BIN)/python -m pip install --quiet "torch==2.13.0"
 	touch $@
 
-$(VENV)/.run: $(VENV)/.torch pyproject.toml
+$(VENV)/.run: $(VENV)/.torch $(BUILT)
 	$(BIN)/python -m pip install --quiet --editable .
 	touch $@
 
-$(VENV)/.test: $(VENV)/.torch pyproject.toml
+$(VENV)/.test: $(VENV)/.torch $(BUILT)
 	$(BIN)/python -m pip install --quiet --editable ".[test]"
 	touch $@ $(VENV)/.run
 
