@@ -145,11 +145,16 @@ class GGUFSource:
         slot = self._slots[name]
         infos = [self._tensors[part] for part in slot.tensors]
         if slot.kind in ("gate_up", "down_experts"):
-            return [stacked([self._bits(info, expert) for info in infos]) for expert in range(slot.shape[0])]
+            return [self.read_expert(name, expert, packed=True) for expert in range(slot.shape[0])]
         weight = self._bits(infos[0])
         if slot.kind == "rotary" and self.config.architecture == "llama":
             return by_rows(weight, partial(to_halves, heads=slot.heads))
         return weight
+
+    def read_expert(self, name: str, expert: int, packed: bool) -> Weight:
+        """See `Source.read_expert`."""
+        infos = [self._tensors[part] for part in self._slots[name].tensors]
+        return stacked([self._bits(info, expert) if packed else self._load(info, expert) for info in infos])
 
     def _gate_up(self, slot: Slot, gate: TensorInfo, up: TensorInfo) -> Tensor:
         """Two tensors [E, F, D] -> [E, D, 2F], an expert at a time."""
@@ -190,11 +195,11 @@ class GGUFSource:
         shape, offset = self._place(info, index)
         block, size = GGML_QUANT_SIZES[info.type]
         rows, columns = prod(shape[:-1]), shape[-1]
-        raw = np.empty((rows, columns // block, size), dtype=np.uint8)
-        with self.path.open("rb") as file:
-            file.seek(offset)
-            self._fill(file, raw, info)
-        blocks = torch.from_numpy(raw)  # two bytes of scale, then the values
+        blocks = torch.empty((rows, columns // block, size), dtype=torch.uint8)  # 2 bytes of scale, then the values
+        if not blocks.is_meta:
+            with self.path.open("rb") as file:
+                file.seek(offset)
+                self._fill(file, blocks.numpy(), info)
         scales = blocks[..., :2].contiguous().view(torch.float16).squeeze(-1)
         check_finite(scales, f"{self.path}: tensor {info.name!r}")
         codes = blocks[..., 2:]
@@ -207,6 +212,8 @@ class GGUFSource:
         """One stored tensor, or one expert of it, dequantised."""
         shape, offset = self._place(info, index)
         out = torch.empty(shape, dtype=self._dtype(info))
+        if out.is_meta:
+            return out
         with self.path.open("rb") as file:
             file.seek(offset)
             if info.type in _PLAIN:

@@ -118,8 +118,10 @@ class Llama2cSource:
     def read(self, name: str) -> Tensor:
         """See `Source.read`."""
         start, shape = self._places[name]
-        values = np.fromfile(self.path, np.dtype("<f4"), math.prod(shape), offset=start)
-        weight = torch.from_numpy(values.astype(np.float32, copy=False)).view(shape)
+        weight = torch.empty(shape)
+        if not weight.is_meta:
+            values = np.fromfile(self.path, np.dtype("<f4"), math.prod(shape), offset=start)
+            weight = torch.from_numpy(values.astype(np.float32, copy=False)).view(shape)
         if name.endswith("q_proj.weight"):
             return to_halves(weight, self.config.num_heads)
         return to_halves(weight, self.config.num_kv_heads) if name.endswith("k_proj.weight") else weight
@@ -127,3 +129,7 @@ class Llama2cSource:
     def read_packed(self, name: str) -> Tensor:
         """See `Source.read_packed`; the format has no few bits."""
         return self.read(name)
+
+    def read_expert(self, name: str, expert: int, packed: bool) -> Tensor:  # noqa: ARG002
+        """See `Source.read_expert`; this format holds dense models only."""
+        raise KeyError(name)

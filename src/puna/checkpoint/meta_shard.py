@@ -51,7 +51,9 @@ class Shard:
         return tuple(self._tensors[name].shape)
 
     def tensor(self, name: str) -> Tensor:
-        """A mapped tensor, to be copied at once."""
+        """A mapped tensor, to be copied at once; of the meta device where that is PyTorch's default."""
+        if torch.get_default_device().type == "meta":
+            return self._tensors[name].to("meta")
         if self._touched > self._limit:
             self._tensors, self._touched = self._map(), 0
         tensor = self._tensors[name]

@@ -28,6 +28,27 @@ def load_ready(
     source's configuration).
     Raises PunaError as `load` does.
     """
+    model = filled(source, device, dtype, quantize, model)
+    kept = () if quantize or dtype is not None else source.packed_notes
+    return Loaded(
+        model=model.eval(),
+        config=source.config,
+        tokenizer=source.tokenizer(),
+        generation=source.generation,
+        source_format=source.format,
+        path=source.path,
+        notes=(*source.notes, *kept),
+    )
+
+
+def filled(
+    source: Source,
+    device: str | torch.device,
+    dtype: torch.dtype | None,
+    quantize: str | None,
+    model: Decoder | None = None,
+) -> Decoder:
+    """The model alone; see `load_ready`. On the meta device it takes no memory, and nothing is read."""
     model = model or _empty_decoder(source)
     check_shapes(source, {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()})
     bits = BITS[quantize]
@@ -45,16 +66,7 @@ def load_ready(
         return stored
 
     Packer(model, read, bits, dtype, device).fill()
-    kept = () if whole or bits else source.packed_notes
-    return Loaded(
-        model=model.eval(),
-        config=source.config,
-        tokenizer=source.tokenizer(),
-        generation=source.generation,
-        source_format=source.format,
-        path=source.path,
-        notes=(*source.notes, *kept),
-    )
+    return model
 
 
 def _stored_dtype(source: Source, early: dict[str, Weight | list[Weight]]) -> torch.dtype:

@@ -123,6 +123,8 @@ class SafetensorsFile:
                 f"Save it as one of {', '.join(dtypes)}."
             )
         tensor = torch.empty(shape, dtype=dtypes[entry.dtype])
+        if tensor.is_meta:
+            return tensor
         buffer = tensor.view(-1).view(torch.uint8).numpy().data
         with self.path.open("rb", buffering=0) as file:
             file.seek(begin)

@@ -166,12 +166,12 @@ class Compressed:
             return Words(self.scheme.bits, values, columns, scales, group)
         if self.scheme.packed:
             values = unpack_int32(values, self.scheme.bits, columns)
-        elif self.scheme.bits == 4 and (int(values.min()) < -8 or int(values.max()) > 7):
+        elif self.scheme.bits == 4 and not values.is_meta and (int(values.min()) < -8 or int(values.max()) > 7):
             raise self._error("weight", "holds integers that are not of 4 bits")
         if self.scheme.symmetric:
             return Quantized(self.scheme.bits, values, scales, group) if coarse else self._scaled(values, scales, group)
         shifted = values.to(torch.int16) - self._zeros(rows).repeat_interleave(group, 1)[:, :columns]
-        if coarse and int(shifted.min()) >= -128 and int(shifted.max()) <= 127:
+        if coarse and (shifted.is_meta or (int(shifted.min()) >= -128 and int(shifted.max()) <= 127)):
             return Quantized(8, shifted.to(torch.int8), scales, group)
         return self._scaled(shifted, scales, group)
 
@@ -213,7 +213,7 @@ class Compressed:
 
 def _check_fp8(values: Tensor, where: str) -> None:
     """float8_e4m3fn has no infinity; its NaN is 0x7f and 0xff."""
-    if bool((values.view(torch.uint8).bitwise_and(0x7F) == 0x7F).any()):
+    if not values.is_meta and bool((values.view(torch.uint8).bitwise_and(0x7F) == 0x7F).any()):
         raise PunaError(f"{where} holds NaN values. The file is damaged: fetch it again.")
 
 

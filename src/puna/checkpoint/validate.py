@@ -174,6 +174,8 @@ def check_finite(tensor: Tensor, where: str) -> None:
     """Raise PunaError if a tensor holds NaN or infinity. One pass, no temporary of the tensor's size."""
     if not tensor.is_floating_point():
         raise PunaError(f"{where} holds {str(tensor.dtype).removeprefix('torch.')} values where weights are expected.")
+    if tensor.is_meta:
+        return
     low, high = torch.aminmax(tensor)  # both NaN if any element is
     if not (torch.isfinite(low) and torch.isfinite(high)):
         raise PunaError(f"{where} holds NaN or infinite values. The file is damaged or its training diverged: "

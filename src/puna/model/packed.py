@@ -20,6 +20,7 @@ from puna.model.words import panel_words
 PANEL = 16  # outputs side by side
 KINDS = {"float32": 0, "bfloat16": 1, "int8": 2, "int4": 3, "float8": 4}
 SCALES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
+PLACES = ("cpu", "meta")  # without memory, on the meta device, a load is rehearsed
 FINEST = 16  # inputs that share a scale, at least: the kernel's step
 COARSEST = 256  # and at most: an activation's 8-bit scale should not serve more
 
@@ -35,12 +36,12 @@ class _Weight(ctypes.Structure):
 
 
 def packable(weight: Weight) -> bool:
-    """Whether our kernels can hold this weight: on the CPU, in a kind they know, and they are there."""
+    """Whether our kernels can hold this weight: on the CPU (or nowhere), in a kind they know, and they are there."""
     if kernels() is None:
         return False
     if isinstance(weight, Tensor):
-        return weight.device.type == "cpu" and weight.dtype in (torch.float32, torch.bfloat16)
-    return weight.scales.device.type == "cpu"
+        return weight.device.type in PLACES and weight.dtype in (torch.float32, torch.bfloat16)
+    return weight.scales.device.type in PLACES
 
 
 class Panels:

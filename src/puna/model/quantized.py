@@ -87,7 +87,7 @@ def quantize(weight_NK: Tensor, bits: int, group: int | None = None) -> Quantize
         raise PunaError(f"weights can be quantised to 4 or 8 bits, not {bits}")
     group = min(group or GROUP[bits], weight_NK.shape[1])
     native = kernels()
-    if native and group % 16 == 0 and group <= 256 and weight_NK.device.type == "cpu":
+    if weight_NK.is_meta or (native and group % 16 == 0 and group <= 256 and weight_NK.device.type == "cpu"):
         return _quantize_natively(weight_NK, bits, group, native)
     N, K = weight_NK.shape
     top = 2 ** (bits - 1) - 1
@@ -110,10 +110,13 @@ def quantize(weight_NK: Tensor, bits: int, group: int | None = None) -> Quantize
     return Quantized(bits, values_NK, scales_NS, group)
 
 
-def _quantize_natively(weight_NK: Tensor, bits: int, group: int, native: Kernels) -> Quantized:
+def _quantize_natively(weight_NK: Tensor, bits: int, group: int, native: Kernels | None) -> Quantized:
     N, K = weight_NK.shape
     weight_NK = weight_NK.contiguous() if weight_NK.dtype == torch.bfloat16 else weight_NK.float().contiguous()
-    values_NK, scales_NS = torch.empty(N, K, dtype=torch.int8), torch.empty(N, -(-K // group), dtype=torch.float16)
+    values_NK = torch.empty(N, K, dtype=torch.int8, device=weight_NK.device)
+    scales_NS = torch.empty(N, -(-K // group), dtype=torch.float16, device=weight_NK.device)
+    if native is None or weight_NK.is_meta:  # nothing to compute, only to count
+        return Quantized(bits, values_NK, scales_NS, group)
     native.quantize(
         weight_NK.data_ptr(), weight_NK.dtype == torch.bfloat16, N,
         K, group, bits, values_NK.data_ptr(),

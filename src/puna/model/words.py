@@ -18,7 +18,9 @@ def unpack_int32(packed: Tensor, bits: int, columns: int) -> Tensor:
     octets = packed.contiguous().view(torch.uint8).view(rows, -1)
     if bits == 8:
         return (octets ^ 0x80).view(torch.int8)[:, :columns].contiguous()
-    values = torch.empty(rows, 2 * octets.shape[1], dtype=torch.int8)
+    values = torch.empty(rows, 2 * octets.shape[1], dtype=torch.int8, device=packed.device)
+    if packed.is_meta:
+        return values[:, :columns]
     step = max(1, _CHUNK // max(1, values.shape[1]))
     for source, target in zip(octets.split(step), values.split(step), strict=True):
         wide = source.to(torch.int16)
@@ -47,6 +49,8 @@ def panel_words(words: Tensor, bits: int) -> Tensor:
     if bits == 8:
         return words
     out = torch.empty_like(words)
+    if words.is_meta:
+        return out
     step = max(1, _CHUNK // 2 // max(1, words.shape[1]))
     for source, target in zip(words.split(step), out.split(step), strict=True):
         halves = [source & 0xFFFF, (source >> 16).bitwise_and_(0xFFFF)]  # values 0 to 3 and 4 to 7
