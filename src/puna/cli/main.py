@@ -21,6 +21,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "show": ("puna.cli.show:show", "Show one model: shape, parameters, memory, claims."),
     "plan": ("puna.cli.plan:plan", "Show how a model splits over processes, and the bytes of each."),
     "train": ("puna.cli.train:train", "Train a model from scratch on text and chats."),
+    "evaluate": ("puna.cli.evaluate:app", "Measure models and guards, with confidence intervals."),
     "guard": ("puna.cli.guard:app", "Judge what goes in and comes out: insecure code."),
     "export": ("puna.cli.export:export", "Write a checkpoint in another format."),
 }

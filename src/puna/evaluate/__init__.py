@@ -1,0 +1,1 @@
+"""Benchmarks and comparisons, with confidence intervals, of models and of guards."""
