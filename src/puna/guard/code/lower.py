@@ -6,110 +6,14 @@ leaves out becomes an `other` node with its children, so that broken or unknown 
 """
 
 import re
-from collections.abc import Callable
-from typing import Any
 
 from tree_sitter import Node as Syntax
 
-from puna.guard.code.budget import Budget
+from puna.guard.code.literals import number_value, strip_quotes, unescape
+from puna.guard.code.lowering import Handler, Lowering, other
 from puna.guard.code.view import Node
 
-MAX_DEPTH = 110  # levels of nesting that are looked into; below it a node is a leaf (keeps recursion bounded)
-Handler = Callable[["Lowering", Syntax], "Node | None"]
-_ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "0": "\0", "a": "\a", "b": "\b", "f": "\f", "v": "\v", "e": "\x1b"}
-_ESCAPE = re.compile(r"\\(x[0-9a-fA-F]{2}|u[0-9a-fA-F]{4}|u\{[0-9a-fA-F]{1,6}\}|.)", re.DOTALL)
-
-
-class Lowering:
-    """Walks one tree. `shift` is added to byte offsets (for a piece of text that was parsed by itself). Where the
-    budget ends, nodes become leaves."""
-
-    def __init__(self, table: dict[str, Handler], source: bytes, shift: int = 0, budget: Budget | None = None) -> None:
-        self.table = table
-        self.source = source
-        self.shift = shift
-        self.budget = budget or Budget(1.0)
-        self.steps = 0
-        self.depth = 0
-
-    def text(self, syntax: Syntax | None) -> str:
-        return "" if syntax is None else self.source[syntax.start_byte : syntax.end_byte].decode("utf-8", "replace")
-
-    def node(self, kind: str, syntax: Syntax, **attributes: Any) -> Node:
-        return Node(kind, syntax.start_byte + self.shift, syntax.end_byte + self.shift, syntax.type, **attributes)
-
-    def lower(self, syntax: Syntax | None) -> Node | None:
-        """One node, or None for what has no meaning (comments, absent fields)."""
-        if syntax is None:
-            return None
-        handler = self.table.get(syntax.type, other)
-        self.steps += 1
-        if not self.steps % 500:
-            self.budget.check()
-        if self.depth >= MAX_DEPTH or self.budget.spent:
-            return self.node("other", syntax)
-        self.depth += 1
-        try:
-            return handler(self, syntax)
-        finally:
-            self.depth -= 1
-
-    def expression(self, syntax: Syntax | None, beside: Syntax) -> Node:
-        """As `lower`, but an empty `other` node in place of None."""
-        return self.lower(syntax) or self.node("other", syntax or beside)
-
-    def all(self, syntaxes: list[Syntax]) -> list[Node]:
-        return [node for syntax in syntaxes if (node := self.lower(syntax)) is not None]
-
-    def block(self, syntax: Syntax | None) -> list[Node]:
-        """The statements of a body: a block's own, or the single statement."""
-        node = self.lower(syntax)
-        if node is None:
-            return []
-        return node.body if node.kind == "block" else [node]
-
-
-def unescape(text: str) -> str:
-    """The usual backslash escapes, resolved; an unknown one keeps its letter."""
-
-    def one(match: re.Match[str]) -> str:
-        code = match[1]
-        if len(code) > 1:
-            point = int(code[1:].strip("{}"), 16)
-            return chr(point) if point < 0x110000 else ""
-        return _ESCAPES.get(code, code)
-
-    return _ESCAPE.sub(one, text) if "\\" in text else text
-
-
-def number_value(text: str) -> int | float | None:
-    """A literal's value: suffixes and digit separators dropped; None if it can't be read."""
-    cleaned = text.replace("_", "").replace("'", "").lower()
-    if cleaned.startswith(("-", "+")):
-        value = number_value(cleaned[1:])
-        return -value if value is not None and cleaned[0] == "-" else value
-    for base, prefix in ((16, "0x"), (2, "0b"), (8, "0o")):
-        if cleaned.startswith(prefix):
-            digits = re.match(r"[0-9a-f]+" if base == 16 else r"[0-7]+", cleaned[2:])
-            try:
-                return int(digits[0], base) if digits else None
-            except ValueError:
-                return None
-    found = re.match(r"(\d+)(\.\d*)?(e[+-]?\d+)?", cleaned)
-    if not found or len(cleaned) > 60:
-        return None
-    if found[2] is None and found[3] is None:
-        digits_only = found[1]
-        octal = len(digits_only) > 1 and digits_only[0] == "0" and set(digits_only) <= set("01234567")
-        return int(digits_only, 8) if octal else int(digits_only)
-    return float(found[0])
-
-
 # ---- leaves
-
-
-def other(low: Lowering, syntax: Syntax) -> Node:
-    return low.node("other", syntax, args=low.all(syntax.named_children))
 
 
 def skip(_low: Lowering, _syntax: Syntax) -> None:
@@ -163,7 +67,7 @@ def string(holes: tuple[str, ...] = (), raw: bool = False, whole: bool = False) 
     def handler(low: Lowering, syntax: Syntax) -> Node:
         if whole or syntax.child_count == 0:
             text = low.text(syntax).strip("@rRbBuU#")
-            return low.node("string", syntax, value=_strip_quotes(text) if raw else unescape(_strip_quotes(text)))
+            return low.node("string", syntax, value=strip_quotes(text) if raw else unescape(strip_quotes(text)))
         parts: list[Node] = []
         text = ""
         for child in syntax.children:
@@ -190,13 +94,6 @@ def string(holes: tuple[str, ...] = (), raw: bool = False, whole: bool = False) 
         return low.node("template", syntax, args=parts)
 
     return handler
-
-
-def _strip_quotes(text: str) -> str:
-    for quote in ('"""', "'''", '"', "'", "`"):
-        if len(text) >= 2 * len(quote) and text.startswith(quote) and text.endswith(quote):
-            return text[len(quote) : -len(quote)]
-    return text
 
 
 def adjacent(low: Lowering, syntax: Syntax) -> Node:

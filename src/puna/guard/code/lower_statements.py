@@ -4,158 +4,16 @@ import re
 
 from tree_sitter import Node as Syntax
 
-from puna.guard.code.lower import Handler, Lowering, dotted
+from puna.guard.code.lower import dotted
+from puna.guard.code.lowering import Handler, Lowering
+from puna.guard.code.parameters import leaf_of, leaves, marks, parameters, type_text
 from puna.guard.code.view import Node
-
-MARK_TYPES = ("decorator", "annotation", "marker_annotation", "attribute", "attribute_item")
-MARK_HOLDERS = ("modifiers", "attribute_list", "parameter_modifiers", "attribute_group")
-
-
-def marks(low: Lowering, syntax: Syntax) -> list[Node]:
-    """Decorators, annotations and attributes: those of the node, of its modifier lists, and those right before it."""
-    found: list[Syntax] = []
-    for child in syntax.named_children:
-        if child.type in MARK_TYPES:
-            found.append(child)
-        elif child.type in MARK_HOLDERS:
-            found.extend(c for c in child.named_children if c.type in MARK_TYPES)
-    before = syntax.prev_named_sibling
-    while before is not None and before.type in ("attribute_item", "decorator"):
-        found.append(before)
-        before = before.prev_named_sibling
-    return [_mark(low, mark) for mark in found]
-
-
-def _mark(low: Lowering, syntax: Syntax) -> Node:
-    """One annotation as a call (or a bare name): `@app.route("/x")`, `[HttpGet("x")]`, `#[derive(Debug)]`."""
-    text = low.text(syntax).lstrip("@#[").rstrip("]")
-    path = re.match(r"[\w.:\\]+", text)
-    base = low.node("name", syntax, name=path[0].replace("::", ".") if path else text[:60])
-    below = [low.lower(c) for c in syntax.named_children]
-    values: list[Node] = []
-    keys: list[str | None] = []
-    for node in below:
-        if node is not None and node.kind in ("call", "other"):
-            values.extend(node.args)
-            keys.extend(node.keys or [None] * len(node.args))
-    return low.node("call", syntax, base=base, args=values, keys=keys, value=text)
-
-
-def parameters(low: Lowering, syntax: Syntax | None) -> list[Node]:
-    """The parameters in a list (or the one parameter without brackets)."""
-    if syntax is None:
-        return []
-    if not syntax.named_children or syntax.type in ("parameter", "implicit_parameter"):
-        return (
-            [low.node("parameter", syntax, name=low.text(syntax).lstrip("$@&"))]
-            if syntax.child_count == 0
-            else _parameter(low, syntax)
-        )
-    return [node for child in syntax.named_children for node in _parameter(low, child)]
-
-
-def _parameter(low: Lowering, syntax: Syntax) -> list[Node]:
-    if "comment" in syntax.type or syntax.type in (
-        "parameter_modifiers",
-        "self_parameter",
-        "keyword_separator",
-        "positional_separator",
-        "variadic_parameter",
-    ):
-        return []
-    if syntax.type == "parameter_declaration" and syntax.child_by_field_name("declarator") is None:
-        names = syntax.children_by_field_name("name")  # Go: a, b string
-        kind = low.text(syntax.child_by_field_name("type"))
-        return [low.node("parameter", n, name=low.text(n), type=kind) for n in names]
-    if syntax.type in ("object_pattern", "array_pattern", "tuple_pattern"):
-        return [low.node("parameter", leaf, name=low.text(leaf)) for leaf in leaves(syntax)]
-    typed = syntax.child_by_field_name("type") or next(
-        (
-            c
-            for c in syntax.named_children
-            if c.type in ("user_type", "nullable_type", "type_annotation", "type_identifier")
-        ),
-        None,
-    )
-    named: Syntax | None = syntax
-    for field in ("pattern", "name", "left", "declarator"):
-        if syntax.child_by_field_name(field) is not None:
-            named = syntax.child_by_field_name(field)
-            break
-    if named is not None and named.type in ("object_pattern", "array_pattern"):
-        return [low.node("parameter", leaf, name=low.text(leaf)) for leaf in leaves(named)]
-    leaf = _leaf(named)
-    default = (
-        syntax.child_by_field_name("value")
-        or syntax.child_by_field_name("right")
-        or syntax.child_by_field_name("default_value")
-    )
-    args = [node for node in [low.lower(default)] if node is not None]
-    if leaf is None:
-        return []
-    declared_as = syntax.child_by_field_name("declarator")
-    suffix = (
-        {"pointer_declarator": "*", "array_declarator": "[]"}.get(declared_as.type, "")
-        if declared_as is not None
-        else ""
-    )
-    kind = _type_text(low, typed) + suffix
-    return [
-        low.node("parameter", leaf, name=low.text(leaf).lstrip("$@&*"), type=kind, args=args, marks=marks(low, syntax))
-    ]
-
-
-_LEAF = (
-    "identifier",
-    "simple_identifier",
-    "variable_name",
-    "field_identifier",
-    "property_identifier",
-    "shorthand_property_identifier_pattern",
-    "constant",
-    "instance_variable",
-    "name",
-)
-
-
-def _leaf(syntax: Syntax | None) -> Syntax | None:
-    """The name at the bottom of a declarator or pattern."""
-    for _ in range(20):
-        if syntax is None or syntax.type in _LEAF:
-            return syntax
-        down = (
-            syntax.child_by_field_name("declarator")
-            or syntax.child_by_field_name("name")
-            or syntax.child_by_field_name("pattern")
-        )
-        syntax = down or next(
-            (c for c in syntax.named_children if c.type in _LEAF or "declarator" in c.type or "pattern" in c.type), None
-        )
-    return None
-
-
-def leaves(syntax: Syntax) -> list[Syntax]:
-    """The names that a destructuring pattern binds."""
-    found: list[Syntax] = []
-    stack = [syntax]
-    while stack and len(found) < 50:
-        node = stack.pop()
-        if (node.type in _LEAF and node.child_count == 0) or node.type == "variable_name":
-            found.append(node)
-        else:
-            right = node.child_by_field_name("value") if node.type == "pair_pattern" else None
-            stack.extend(reversed([right] if right is not None else node.named_children))
-    return found
-
-
-def _type_text(low: Lowering, syntax: Syntax | None) -> str:
-    return low.text(syntax).lstrip(":& ").removeprefix("mut ").strip() if syntax is not None else ""
 
 
 def function(name: str = "name", params: str = "parameters", body: str = "body") -> Handler:
     def handler(low: Lowering, syntax: Syntax) -> Node:
         named = syntax.child_by_field_name(name)
-        kind = _type_text(
+        kind = type_text(
             low,
             syntax.child_by_field_name("type")
             or syntax.child_by_field_name("return_type")
@@ -210,7 +68,7 @@ def c_function(low: Lowering, syntax: Syntax) -> Node:
         name=text,
         args=params,
         body=low.block(syntax.child_by_field_name("body")),
-        type=_type_text(low, syntax.child_by_field_name("type")),
+        type=type_text(low, syntax.child_by_field_name("type")),
     )
 
 
@@ -239,7 +97,7 @@ def assign(left: str = "left", right: str = "right", type_field: str = "type") -
         sign = low.text(syntax.child_by_field_name("operator")) or "="
         target = low.expression(syntax.child_by_field_name(left), syntax)
         value = low.lower(syntax.child_by_field_name(right))
-        kind = _type_text(low, syntax.child_by_field_name(type_field)) if type_field else ""
+        kind = type_text(low, syntax.child_by_field_name(type_field)) if type_field else ""
         return _paired(low, syntax, target, value, sign, kind)
 
     return handler
@@ -290,7 +148,7 @@ def declarator(name: str = "name", value: str = "value", last_value: bool = Fals
         if named is not None and named.type in ("object_pattern", "array_pattern", "tuple_pattern", "expression_list"):
             target = pattern(low, named)
         else:
-            leaf = _leaf(named) if named is not None else None
+            leaf = leaf_of(named) if named is not None else None
             target = (
                 low.node("name", leaf, name=low.text(leaf).lstrip("$@"))
                 if leaf is not None
@@ -305,11 +163,11 @@ def declarator(name: str = "name", value: str = "value", last_value: bool = Fals
             return low.node("import", syntax, value=_destructured(low, named, low.text(at)[8:].strip("()'\"` ;")))
         initial = low.lower(at)
         if at is not None and at.type == "argument_list" and initial is not None:  # C++: A x(1, 2)
-            base = low.node("name", syntax, name=_type_text(low, typed))
+            base = low.node("name", syntax, name=type_text(low, typed))
             initial = low.node("call", syntax, base=base, args=initial.args, keys=[None] * len(initial.args), new=True)
         elif at is not None and "declarator" in (named.type if named is not None else "") and initial is None:
             initial = None
-        return _paired(low, syntax, target, initial, "=", _type_text(low, typed))
+        return _paired(low, syntax, target, initial, "=", type_text(low, typed))
 
     return handler
 
@@ -328,14 +186,14 @@ def declared(low: Lowering, syntax: Syntax) -> Node | None:
     """C and C++: `int a[10], *p = q;` -> assignments (without a value: only declared); arrays keep their size in
     `value`."""
     typed = syntax.child_by_field_name("type")
-    kind = _type_text(low, typed)
+    kind = type_text(low, typed)
     found: list[Node] = []
     for child in syntax.children_by_field_name("declarator"):
         if child.type == "init_declarator":
             node = low.lower(child)
             inside = child.child_by_field_name("declarator")
         else:
-            leaf = _leaf(child)
+            leaf = leaf_of(child)
             if leaf is None or child.type == "function_declarator":
                 continue
             node = low.node("assign", child, base=low.node("name", leaf, name=low.text(leaf)), name="=", type=kind)

@@ -1,5 +1,6 @@
 """Source to the uniform view, also where it is broken: what the grammar couldn't read is read again line by line."""
 
+import re
 import threading
 from functools import cache
 
@@ -8,12 +9,13 @@ from tree_sitter import Parser, Tree
 
 from puna.guard.code.budget import Budget
 from puna.guard.code.languages import LANGUAGES, grammar, table, variant
-from puna.guard.code.lower import Lowering
+from puna.guard.code.lowering import Lowering
 from puna.guard.code.view import Node
 
 MAX_LINE = 2000  # bytes of a line that is read again by itself
 MAX_AGAIN = 2000  # lines read again in one source
 _local = threading.local()
+_UNTYPED = re.compile(rb"\s*(?!(?:if|for|while|switch|return|sizeof)\b)[A-Za-z_]\w*\s*\([^;{]{0,2000}\)\s*\{")
 
 
 def _parser(name: str) -> Parser:
@@ -43,11 +45,21 @@ def view(source: bytes, name: str, budget: Budget | None = None) -> Node:
     where the budget ends, the rest is left out."""
     budget = budget or Budget(10.0)
     name = variant(name, source)
+    lead = _lead(source) if name in ("c", "cpp") else b""
+    source = lead + source
     tree = parse(source, name, budget)
     if tree is None:
         return Node("block", 0, len(source), "")
     lowering = Reader(name, source, budget)
+    lowering.shift = -len(lead)
     return lowering.lower(tree.root_node) or Node("block", 0, len(source), "")
+
+
+def _lead(source: bytes) -> bytes:
+    """What a piece of C cut out of its file lacks in front: the type of its function, or the start of its comment."""
+    if source.lstrip().startswith(b"*/"):
+        return b"/*"
+    return b"int " if _UNTYPED.match(source) else b""
 
 
 class Reader(Lowering):
@@ -57,11 +69,12 @@ class Reader(Lowering):
         super().__init__(_with_errors(LANGUAGES[name].table), source, budget=budget)
         self.name = name
         self.again = 0
+        self.inside = False  # whether a line is being read by itself
 
     def broken(self, error: Syntax) -> Node:
         """What an ERROR node holds: its whole parts as they are, every other line parsed by itself."""
         first, last = error.start_point[0], error.end_point[0]
-        if first == last or self.shift:
+        if first == last or self.inside:
             return self.node("other", error, args=self.all(error.named_children))
         whole = [c for c in error.named_children if c.end_point[0] > c.start_point[0] and c.type != "ERROR"]
         found: list[Node] = []
@@ -88,14 +101,14 @@ class Reader(Lowering):
             start += len(line) + 1
         return found
 
-    def shifted(self, root: Syntax, shift: int) -> list[Node]:
+    def shifted(self, root: Syntax, at: int) -> list[Node]:
         """The statements of a piece that was parsed by itself, at their place in the whole source."""
         source, before = self.source, self.shift
-        self.source, self.shift = source[shift : shift + root.end_byte], shift
+        self.source, self.shift, self.inside = source[at : at + root.end_byte], before + at, True
         try:
             return self.block(root)
         finally:
-            self.source, self.shift = source, before
+            self.source, self.shift, self.inside = source, before, False
 
 
 def _broken(low: Lowering, syntax: Syntax) -> Node:

@@ -1,0 +1,66 @@
+"""The walk over a tree-sitter tree that gives the uniform view."""
+
+from collections.abc import Callable
+from typing import Any
+
+from tree_sitter import Node as Syntax
+
+from puna.guard.code.budget import Budget
+from puna.guard.code.view import Node
+
+MAX_DEPTH = 110  # levels of nesting that are looked into; below it a node is a leaf (keeps recursion bounded)
+Handler = Callable[["Lowering", Syntax], "Node | None"]
+
+
+class Lowering:
+    """Walks one tree. `shift` is added to byte offsets (for a piece of text that was parsed by itself). Where the
+    budget ends, nodes become leaves."""
+
+    def __init__(self, table: dict[str, Handler], source: bytes, shift: int = 0, budget: Budget | None = None) -> None:
+        self.table = table
+        self.source = source
+        self.shift = shift
+        self.budget = budget or Budget(1.0)
+        self.steps = 0
+        self.depth = 0
+
+    def text(self, syntax: Syntax | None) -> str:
+        return "" if syntax is None else self.source[syntax.start_byte : syntax.end_byte].decode("utf-8", "replace")
+
+    def node(self, kind: str, syntax: Syntax, **attributes: Any) -> Node:
+        return Node(kind, syntax.start_byte + self.shift, syntax.end_byte + self.shift, syntax.type, **attributes)
+
+    def lower(self, syntax: Syntax | None) -> Node | None:
+        """One node, or None for what has no meaning (comments, absent fields)."""
+        if syntax is None:
+            return None
+        handler = self.table.get(syntax.type, other)
+        self.steps += 1
+        if not self.steps % 500:
+            self.budget.check()
+        if self.depth >= MAX_DEPTH or self.budget.spent:
+            return self.node("other", syntax)
+        self.depth += 1
+        try:
+            return handler(self, syntax)
+        finally:
+            self.depth -= 1
+
+    def expression(self, syntax: Syntax | None, beside: Syntax) -> Node:
+        """As `lower`, but an empty `other` node in place of None."""
+        return self.lower(syntax) or self.node("other", syntax or beside)
+
+    def all(self, syntaxes: list[Syntax]) -> list[Node]:
+        return [node for syntax in syntaxes if (node := self.lower(syntax)) is not None]
+
+    def block(self, syntax: Syntax | None) -> list[Node]:
+        """The statements of a body: a block's own, or the single statement."""
+        node = self.lower(syntax)
+        if node is None:
+            return []
+        return node.body if node.kind == "block" else [node]
+
+
+def other(low: Lowering, syntax: Syntax) -> Node:
+    """What a table leaves out: its children in order."""
+    return low.node("other", syntax, args=low.all(syntax.named_children))
