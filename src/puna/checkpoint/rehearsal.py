@@ -1,15 +1,17 @@
 """What loading will hold in memory, found by loading on the meta device: shapes and types, no bytes of weights."""
 
 import weakref
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from puna.checkpoint.ready import filled
-from puna.checkpoint.source import Source
+from puna.checkpoint.source import Source, _empty_decoder
 from puna.model import Decoder
 
 
@@ -30,28 +32,69 @@ def rehearse(
 
     Arguments as for `load_ready`. Raises PunaError as it does, except for what only the weights themselves can show.
     """
-    with torch.device("meta"), _Counter() as counter:
+    model = model or _empty_decoder(source)
+    with torch.device("meta"), _Counter(model) as counter:
         decoder = filled(source, "meta", dtype, quantize, model)
     return Footprint(counter.live, counter.peak, decoder.dtype)
 
 
-class _Counter(TorchDispatchMode):
-    """Adds up the bytes of all tensors that operations give, for as long as somebody holds them."""
+def _pointwise(one: Any, other: Any) -> Tensor:
+    shapes = [each.shape for each in (one, other) if isinstance(each, Tensor)]
+    return torch.empty(np.broadcast_shapes(*shapes), dtype=torch.result_type(one, other), device="meta")
 
-    def __init__(self) -> None:
+
+def _cat(parts: list[Tensor], dim: int = 0) -> Tensor:
+    shape = list(parts[0].shape)
+    shape[dim] = sum(part.shape[dim] for part in parts)
+    dtype = parts[0].dtype
+    for part in parts[1:]:
+        dtype = torch.promote_types(dtype, part.dtype)
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
+def _pad(tensor: Tensor, pad: list[int], _: float = 0) -> Tensor:
+    shape = list(tensor.shape)
+    for at, (before, after) in enumerate(zip(pad[::2], pad[1::2], strict=True)):
+        shape[-1 - at] += before + after
+    return torch.empty(shape, dtype=tensor.dtype, device="meta")
+
+
+# What PyTorch computes on the meta device with Python code that imports its compiler, which takes seconds.
+_SHORTCUTS: dict[Any, Callable[..., Tensor]] = {
+    torch.ops.aten.cat: _cat,
+    torch.ops.aten.empty_like: lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype, device="meta"),
+    torch.ops.aten.constant_pad_nd: _pad,
+    **dict.fromkeys((torch.ops.aten.add, torch.ops.aten.sub, torch.ops.aten.mul, torch.ops.aten.bitwise_and,
+                     torch.ops.aten.bitwise_or, torch.ops.aten.bitwise_xor, torch.ops.aten.bitwise_left_shift,
+                     torch.ops.aten.__lshift__, torch.ops.aten.__rshift__, torch.ops.aten.__and__,
+                     torch.ops.aten.__or__, torch.ops.aten.__xor__), _pointwise),
+}  # fmt: skip
+
+
+class _Counter(TorchDispatchMode):
+    """Adds up the bytes of all tensors that operations give, for as long as somebody holds them; not of `empty`'s."""
+
+    def __init__(self, empty: Decoder) -> None:
         super().__init__()
         self.live = self.peak = 0
         self._held: dict[int, weakref.ref[torch.UntypedStorage]] = {}
+        for parameter in empty.parameters():
+            self._note(parameter.untyped_storage(), 0)
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # nothing is compiled in here, and to say so PyTorch would import its compiler for seconds
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ARG002
-        out = func(*args, **(kwargs or {}))
+        shortcut = _SHORTCUTS.get(func.overloadpacket)
+        out = shortcut(*args) if shortcut else func(*args, **(kwargs or {}))
         for each in out if isinstance(out, tuple | list) else (out,):
             if isinstance(each, Tensor):
-                self._note(each.untyped_storage())
+                self._note(storage := each.untyped_storage(), storage.nbytes())
         return out
 
-    def _note(self, storage: torch.UntypedStorage) -> None:
-        key, size = id(storage), storage.nbytes()
+    def _note(self, storage: torch.UntypedStorage, size: int) -> None:
+        key = id(storage)
         if key in self._held:
             return
         self.live += size
