@@ -53,6 +53,17 @@ def _new(low: L.Lowering, syntax: Syntax) -> Node:
 
 _plain_new = L.new("type")
 
+
+def _declaration(low: L.Lowering, syntax: Syntax) -> Node | None:
+    """As in every language; what is declared `static` carries that as a mark."""
+    node = S.declared(low, syntax)
+    if node is not None and any(c.type == "storage_class_specifier" and low.text(c) == "static" for c in syntax.children):
+        for declared in [node, *node.body]:
+            if declared.kind == "assign":
+                declared.marks = [low.node("name", syntax, name="static")]
+    return node
+
+
 TABLE: dict[str, L.Handler] = {
     "comment": L.skip,
     "identifier": L.name,
@@ -71,7 +82,8 @@ TABLE: dict[str, L.Handler] = {
     "false": L.constant(False),
     "null": L.constant(None),
     "field_expression": L.member("argument", "field"),
-    "subscript_expression": L.index("argument", "index"),
+    "subscript_expression": L.index("argument"),
+    "subscript_argument_list": L.inner(),
     "call_expression": L.call("function"),
     "new_expression": _new,
     "delete_expression": L.pseudo_call("delete"),
@@ -91,7 +103,7 @@ TABLE: dict[str, L.Handler] = {
     "class_specifier": S.klass(bases=("base_class_clause",)),
     "struct_specifier": S.klass(bases=("base_class_clause",)),
     "expression_statement": L.inner(),
-    "declaration": S.declared,
+    "declaration": _declaration,
     "init_declarator": S.declarator("declarator"),
     "field_declaration": S.declared,
     "assignment_expression": S.assign(type_field=""),

@@ -1,0 +1,91 @@
+"""Checks of C and C++ that look at more than one place: pairs of calls, declarations, what a handler calls."""
+
+import re
+from collections.abc import Iterable
+
+from puna.guard.code.checks import check
+from puna.guard.code.checks_memory import bare, called, facts
+from puna.guard.code.view import Node
+
+_UNSAFE_IN_HANDLER = frozenset(
+    "printf fprintf sprintf snprintf malloc calloc realloc free puts fputs fopen fclose exit syslog localtime strtok".split()  # noqa: SIM905
+)
+_ENGINES = re.compile(r"(^|::|\.)(mt19937(_64)?|minstd_rand0?|default_random_engine|ranlux\w+|knuth_b)$")
+
+
+@check("mismatched-delete")
+def mismatched_delete(function: Node) -> Iterable[Node]:
+    """C++: memory given back to another allocator than it came from."""
+    known = facts(function)
+    made: dict[str, set[str]] = {}
+    for node in known.nodes:
+        if node.kind == "assign" and node.base is not None and node.args:
+            value = bare(node.args[0])
+            kind = "new" if value.kind == "call" and value.new and value.raw == "new_expression" else called(value)
+            made.setdefault(node.base.path(), set()).add(kind)
+    for node in known.nodes:
+        name = called(node)
+        if name in ("free", "delete") and len(node.args) == 1:
+            sources = made.get(bare(node.args[0]).path(), set())
+            if sources == {"new"} and name == "free" or (sources and sources <= {"malloc", "calloc", "realloc", "strdup"} and name == "delete"):
+                yield node
+
+
+@check("local-returned")
+def local_returned(function: Node) -> Iterable[Node]:
+    """`return buf` where buf is an array of the function that isn't static."""
+    known = facts(function)
+    for node in known.nodes:
+        if node.kind == "return" and node.args:
+            value = bare(node.args[0])
+            if value.kind == "name" and value.name in known.arrays and value.name not in known.static:
+                yield node
+
+
+@check("realloc-lost")
+def realloc_lost(function: Node) -> Iterable[Node]:
+    """`p = realloc(p, n)`."""
+    for node in facts(function).nodes:
+        if node.kind == "assign" and node.base is not None and node.args and node.name == "=":
+            value = bare(node.args[0])
+            if called(value) == "realloc" and value.args and bare(value.args[0]).path() == node.base.path() != "":
+                yield node
+
+
+@check("file-race")
+def file_race(function: Node) -> Iterable[Node]:
+    """access() or stat() on a path that is then opened, changed or removed by the same name."""
+    known = facts(function)
+    for node in known.nodes:
+        if called(node) in ("access", "stat", "lstat", "_access") and node.args and known.in_test(node):
+            path = node.args[0].path()
+            for later in known.nodes[known.place[id(node)] :] if path else ():
+                if (
+                    called(later) in ("fopen", "open", "chmod", "chown", "unlink", "rename", "remove", "creat", "freopen")
+                    and later.args
+                    and later.args[0].path() == path
+                ):
+                    yield later
+                    return
+
+
+@check("fixed-seed")
+def fixed_seed(function: Node) -> Iterable[Node]:
+    """C++: an engine made from a constant."""
+    for node in facts(function).nodes:
+        if node.kind == "assign" and _ENGINES.search(node.type) and node.args:
+            value = bare(node.args[0])
+            if value.kind == "call" and len(value.args) == 1 and bare(value.args[0]).kind == "number":
+                yield node
+
+
+@check("signal-handler")
+def signal_handler(function: Node) -> Iterable[Node]:
+    """A function with the shape and the name of a signal handler that calls what isn't safe in one."""
+    if len(function.args) != 1 or function.args[0].type != "int" or function.type != "void":
+        return
+    if re.search(r"(?i)signal|^sig|_sig|handler$|^on_?(sig|int|term|hup|chld|alarm)", function.name) and re.search(r"(?i)^(sig|s|signo|signum|signal|n|num)", function.args[0].name):
+        for node in facts(function).nodes:
+            if called(node) in _UNSAFE_IN_HANDLER:
+                yield node
+                return

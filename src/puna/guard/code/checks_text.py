@@ -1,0 +1,212 @@
+"""Checks of text copied into buffers in C and C++: strcpy and its family, sprintf, scanf's and snprintf's results."""
+
+import re
+from collections.abc import Iterable
+
+from puna.guard.code.checks import check
+from puna.guard.code.checks_memory import Facts, bare, called, facts
+from puna.guard.code.view import Node
+
+COPIES = frozenset(("strcpy", "strcat", "wcscpy", "wcscat", "stpcpy", "lstrcpy", "lstrcpyA", "lstrcpyW", "lstrcat", "_tcscpy", "_tcscat", "_mbscpy", "StrCpy", "g_stpcpy"))
+PRINTS = frozenset(("sprintf", "vsprintf", "wsprintf", "wsprintfA", "_stprintf"))
+_CONVERSION = re.compile(r"%[-+ #0]*(\d+|\*)?(\.(\d+|\*))?(hh|h|ll|l|z|j|t|L)?([diouxXeEfFgGcspn%])")
+_WIDTH = {"d": 11, "i": 11, "u": 10, "o": 11, "x": 8, "X": 8, "c": 1, "p": 18, "%": 1}
+_LONG = {"d": 20, "i": 20, "u": 20, "o": 22, "x": 16, "X": 16}
+KNOWN_SIZES = {"INET_ADDRSTRLEN": 16, "INET6_ADDRSTRLEN": 46, "BUFSIZ": 8192, "PATH_MAX": 4096, "MAX_PATH": 260, "NAME_MAX": 255}
+
+
+def _array(node: Node, known: Facts) -> Node | None:
+    """The declared length, if `node` is the start of an array of the function."""
+    node = bare(node)
+    return known.arrays.get(node.name) if node.kind == "name" else None
+
+
+def _length(declared: Node | None) -> int | None:
+    if declared is None:
+        return None
+    if declared.kind == "number" and isinstance(declared.value, int):
+        return declared.value
+    return KNOWN_SIZES.get(declared.name) if declared.kind == "name" else None
+
+
+def _measured(source: Node, known: Facts) -> bool:
+    """Whether the function takes the length of `source` (or of a text that holds it) or made room for it."""
+    paths = {n.path() for n in source.walk() if n.kind in ("name", "member", "index") and n.path()}
+    for node in known.nodes:
+        if called(node) in ("strlen", "wcslen", "strnlen", "sizeof", "size", "length") and any(
+            n.path() in paths for n in [*(m for a in node.args for m in a.walk()), *([node.base.base] if node.base and node.base.base else [])]
+        ):
+            return True
+    return False
+
+
+def _copy_unbounded(node: Node, known: Facts) -> bool:
+    """Whether a call of the strcpy family may write more than fits."""
+    if called(node) not in COPIES or len(node.args) < 2 or (node.base is not None and node.base.kind == "member" and node.base.path().count(".") > 1):
+        return False
+    source = bare(node.args[1])
+    room = _length(_array(node.args[0], known))
+    if source.kind == "string":
+        return room is not None and called(node).endswith("cpy") and len(str(source.value)) >= room
+    if source.kind == "conditional" and all(bare(a).kind == "string" for a in source.args[1:]):
+        return False
+    return not _measured(source, known)
+
+
+def longest(template: str) -> int | None:
+    """The most characters that a printf format gives with its final NUL; None if there is no limit."""
+    total = len(_CONVERSION.sub("", template)) + 1
+    for found in _CONVERSION.finditer(template):
+        width, precision, size, kind = found[1], found[3], found[4], found[5]
+        if kind == "s":
+            if precision is None or precision == "*":
+                return None
+            most = int(precision)
+        elif kind in "eEfFgG":
+            most = 330 if kind in "fF" else 24
+        else:
+            most = (_LONG if size in ("l", "ll", "z", "j", "t") else _WIDTH).get(kind, 20)
+        total += max(most, int(width) if width and width != "*" else 0)
+    return total
+
+
+def _print_unbounded(node: Node, known: Facts) -> bool:
+    if called(node) not in PRINTS or len(node.args) < 2 or (node.base is not None and node.base.kind == "member"):
+        return False
+    template = bare(node.args[1])
+    if template.kind != "string":
+        return True
+    most = longest(str(template.value))
+    declared = _array(node.args[0], known)
+    room = _length(declared)
+    if most is None:
+        values = node.args[2:]
+        return not (values and all(bare(v).kind in ("string", "number") for v in values))
+    if room is not None:
+        return most > room
+    return declared is None and "%" in str(template.value)
+
+
+@check("copy-unbounded")
+def copy_unbounded(function: Node) -> Iterable[Node]:
+    """strcpy and its family into something whose size isn't known here."""
+    known = facts(function)
+    return [n for n in known.nodes if _copy_unbounded(n, known) and _array(n.args[0], known) is None]
+
+
+@check("copy-into-array")
+def copy_into_array(function: Node) -> Iterable[Node]:
+    """strcpy into an array of the function, or memcpy into one with a length that nothing compared."""
+    known = facts(function)
+    for node in known.nodes:
+        if node.kind != "call" or not node.args or _array(node.args[0], known) is None:
+            continue
+        if _copy_unbounded(node, known):
+            yield node
+        elif called(node) in ("memcpy", "memmove", "CopyMemory", "RtlCopyMemory", "bcopy") and len(node.args) == 3 and _size_free(node.args[2], known, node):
+            yield node
+
+
+def _size_free(size: Node, known: Facts, at: Node) -> bool:
+    """A length that is neither constant nor compared with anything before."""
+    size = bare(size)
+    names = [n for n in size.walk() if n.kind in ("name", "member") and n.path()]
+    if any(called(n) in ("sizeof", "min", "MIN", "std") for n in size.walk()) or size.kind in ("number", "conditional"):
+        return False
+    if size.kind == "call":
+        return called(size) in ("strlen", "wcslen", "size", "length") and not _compared_call(size, known)
+    paths = [n.path() for n in names if not n.name.isupper() and not re.match(r"k[A-Z]", n.name)]
+    if not paths:
+        return False
+    place = known.place[id(at)]
+    for path in paths:
+        if any(at_test <= place for at_test in known.tested.get(path, ())):
+            return False
+        for node in known.nodes[:place]:
+            if node.kind == "assign" and node.base is not None and node.base.path() == path and node.args:
+                value = bare(node.args[0])
+                if value.kind == "number" or re.search(r"(?i)min|clamp|sizeof", called(value)):
+                    return False
+    return True
+
+
+def _compared_call(size: Node, known: Facts) -> bool:
+    inner = {n.path() for n in size.walk() if n.kind in ("name", "member") and n.path()} - {called(size)}
+    return any(
+        called(n) == called(size) and known.in_test(n) and any(m.path() in inner for m in n.walk()) for n in known.nodes
+    )
+
+
+@check("print-unbounded")
+def print_unbounded(function: Node) -> Iterable[Node]:
+    """sprintf whose output has no limit, or one that is more than the buffer holds."""
+    known = facts(function)
+    return [n for n in known.nodes if n.kind == "call" and _print_unbounded(n, known)]
+
+
+@check("print-result-trusted")
+def print_result_trusted(function: Node) -> Iterable[Node]:
+    """snprintf gives the length that it would have written; used as an index or offset it may lie past the end."""
+    known = facts(function)
+    for node in known.nodes:
+        if node.kind != "assign" or node.base is None or not node.args:
+            continue
+        name = called(bare(node.args[0]))
+        if not re.fullmatch(r"(\w+_)?v?_?\w{0,3}snprintf(_s)?", name):
+            continue
+        path = node.base.path()
+        if not path:
+            continue
+        if node.name == "+=" and any(n.path() == path for n in node.args[0].walk() if n.kind == "name"):
+            if not any(c.name in ("<", ">", "<=", ">=") for c, _ in known.compared(path)):
+                yield node
+            continue
+        place = known.place[id(node)] + len(node.walk())
+        for use in known.nodes[place:]:
+            if use.kind == "binary" and use.name in ("<", ">", "<=", ">=") and any(n.path() == path for n in use.walk()):
+                break
+            if (use.kind == "index" and len(use.args) == 1 and any(n.path() == path for n in use.args[0].walk())) or (
+                use.kind == "call" and any(a.kind == "binary" and a.name == "+" and any(bare(b).path() == path for b in a.args) for a in use.args)
+            ):
+                yield use
+                break
+
+
+@check("stream-into-array")
+def stream_into_array(function: Node) -> Iterable[Node]:
+    """`cin >> buf` with an array of characters, and no width set."""
+    known = facts(function)
+    if any(called(n) in ("width", "setw") for n in known.nodes):
+        return
+    for node in known.nodes:
+        if node.kind == "binary" and node.name == ">>" and node.args and node.args[0].path().rsplit(".", 1)[-1] == "cin":
+            for target in node.args[1:]:
+                if target.kind == "name" and target.name in known.arrays and known.types[target.name].startswith("char"):
+                    yield node
+
+
+@check("copy-sized-by-source")
+def copy_sized_by_source(function: Node) -> Iterable[Node]:
+    """strncpy(d, s, strlen(s)): bounded by the source, unless the destination was made for it or its length tested."""
+    known = facts(function)
+    for node in known.nodes:
+        if called(node) in ("strncpy", "strncat") and len(node.args) == 3:
+            size, source = bare(node.args[2]), bare(node.args[1])
+            if called(size) == "strlen" and size.args and source.path() and bare(size.args[0]).path() == source.path():
+                others = [n for n in known.nodes if called(n) == "strlen" and n is not size and n.args and bare(n.args[0]).path() == source.path()]
+                if not others:
+                    yield node
+
+
+@check("sizeof-pointer")
+def sizeof_pointer(function: Node) -> Iterable[Node]:
+    """The size argument of a memory function is sizeof of the very pointer that it gets."""
+    known = facts(function)
+    for node in known.nodes:
+        if called(node) in ("memset", "memcpy", "memmove", "strncpy", "snprintf", "fgets", "bzero", "explicit_bzero") and node.args:
+            target = bare(node.args[0])
+            if target.kind != "name" or target.name in known.arrays or not known.types.get(target.name, "").endswith("*"):
+                continue
+            for size in node.args[1:]:
+                if called(size) == "sizeof" and size.args and bare(size.args[0]).kind == "name" and bare(size.args[0]).path() == target.name:
+                    yield node
