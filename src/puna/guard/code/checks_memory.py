@@ -35,6 +35,8 @@ class Facts:
             self.place[id(node)] = len(self.nodes)
             self.nodes.append(node)
             below = [*node.args, *([node.base] if node.base is not None else []), *node.body, *node.orelse]
+            if function.raw == "module":
+                below = [n for n in below if n.kind not in ("function", "class")]
             for child in below:
                 self.parent[id(child)] = node
             stack.extend(reversed(below))

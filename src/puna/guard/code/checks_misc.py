@@ -48,20 +48,20 @@ def realloc_lost(function: Node) -> Iterable[Node]:
     for node in facts(function).nodes:
         if node.kind == "assign" and node.base is not None and node.args and node.name == "=":
             value = bare(node.args[0])
-            if called(value) == "realloc" and value.args and bare(value.args[0]).path() == node.base.path() != "":
+            if called(value) == "realloc" and value.args and bare(value.args[0]).path() == node.base.path() and node.base.kind == "name":
                 yield node
 
 
 @check("file-race")
 def file_race(function: Node) -> Iterable[Node]:
-    """access() or stat() on a path that is then opened, changed or removed by the same name."""
+    """access() on a path that is then opened by the same name."""
     known = facts(function)
     for node in known.nodes:
-        if called(node) in ("access", "stat", "lstat", "_access") and node.args and known.in_test(node):
+        if called(node) in ("access", "_access") and node.args and known.in_test(node):
             path = node.args[0].path()
             for later in known.nodes[known.place[id(node)] :] if path else ():
                 if (
-                    called(later) in ("fopen", "open", "chmod", "chown", "unlink", "rename", "remove", "creat", "freopen")
+                    called(later) in ("fopen", "open", "creat", "freopen")
                     and later.args
                     and later.args[0].path() == path
                 ):

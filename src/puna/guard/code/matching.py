@@ -106,15 +106,16 @@ class Matcher(Listener):
             self.consider(rule, alternative, node, {"value": value}, scope)
 
     def enter(self, scope: Scope) -> None:
+        looked_at = scope.function or (_statements(scope.top) if scope.top is not None else None)
+        for rule, alternative in self.index.loose.get("check", _NO_ENTRIES):
+            if looked_at is not None and alternative.check is not None and self.placed(alternative, scope):
+                for node in alternative.check(looked_at):
+                    self.add(rule, node, True)
         if scope.function is None:
             return
         for rule, alternative in self.index.loose.get("function", _NO_ENTRIES):
             if alternative.regex is not None and alternative.regex.search(scope.function.name):
                 self.consider(rule, alternative, scope.function, {}, scope)
-        for rule, alternative in self.index.loose.get("check", _NO_ENTRIES):
-            if alternative.check is not None and self.placed(alternative, scope):
-                for node in alternative.check(scope.function):
-                    self.add(rule, node, True)
 
     def imported(self, node: Node, scope: Scope) -> None:
         paths = tuple(path for _, path in node.value)
@@ -248,6 +249,11 @@ def _argument(spec: str, test: Test, call: Call) -> Atom | bool:
     if position.lstrip("-").isdigit():
         return test(call.argument(int(position), key or None))
     return test(call.argument(None, spec))
+
+
+def _statements(top: Node) -> Node:
+    """What stands outside every function, as a function of its own: a piece of code often lacks its head."""
+    return Node("function", top.start, top.end, "module", body=[n for n in top.body if n.kind not in ("function", "class")])
 
 
 def _empty(node: Node) -> bool:

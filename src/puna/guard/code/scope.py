@@ -15,6 +15,7 @@ class Scope:
     function: Node | None = None
     klass: Node | None = None
     outer: "Scope | None" = None
+    top: Node | None = None  # of the module: all of the source
     returns: list[Value] = field(default_factory=list)
     fields: Env = field(default_factory=dict)  # of a class: what its methods stored in `self` so far
     tests: list[Node] = field(
