@@ -44,6 +44,7 @@ class World:
         for pool in (state.blocks.full, state.blocks.local):
             assert 0 <= pool.used <= pool.count
         assert set(plan.pieces) <= set(state.running)
+        assert not {s for s in plan.preempted if s.running}, "not again in the same step"
         assert not set(state.running) & set(state.waiting)
         assert all(s.running for s in state.running)
         assert not any(s.running or s.table.count for s in state.waiting)
@@ -145,13 +146,25 @@ def test_who_shares_a_prompt_waits_for_its_blocks() -> None:
 
 
 def test_no_one_waits_for_blocks_of_somebody_without_progress() -> None:
-    it = world(blocks=100, budget=16)
-    held = it.add(prompt(40), 2, priority=5)
+    it = world(blocks=100, budget=1)
+    held = it.add(prompt(40), 2, key="heavy")
     it.step()
-    urgent = it.add(prompt(40), 2, priority=0)
+    it.add(prompt(80, 1), 2, key="light")
+    it.state.served["heavy"] = 1000
+    for _ in range(3):
+        it.step()
+    same = it.add(prompt(40), 2, key="light")
     it.step()
-    assert urgent.running
-    assert held.running
+    assert (held.running, held.computed, same.running) == (True, 1, True)
+
+
+def test_a_prompt_does_not_begin_where_answers_will_soon_need_its_blocks() -> None:
+    it = world(blocks=4, share=False)
+    it.add(prompt(8), 4)
+    it.step()
+    it.add(prompt(8, 1), 4)
+    it.run()
+    assert it.preempted == 0
 
 
 @pytest.mark.parametrize("share", [True, False])

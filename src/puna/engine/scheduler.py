@@ -141,6 +141,7 @@ class _Planner:
     def __init__(self, state: State, budget: int) -> None:
         self.state, self.left = state, budget
         self.made = Plan()
+        self._open = False  # whether waiting sequences may begin
 
     def plan(self, now: float) -> Plan:
         state = self.state
@@ -175,7 +176,8 @@ class _Planner:
         if not ready or not self.left:
             return
         # Nobody begins before the first who waits can, nor in a step in which blocks were already too few.
-        self._open = bool(waiting) and not self.made.preempted and self._admit(waiting[0])
+        may = bool(waiting) and not self.made.preempted and self._admit(waiting[0])
+        self._open = may and not self.made.preempted
         first, *others = ready
         self._continue(first, -(-self.left // 2) if others else self.left)
         for sequence in sorted(others, key=lambda s: (s.priority, s.remaining, s.arrival)):
@@ -190,7 +192,7 @@ class _Planner:
     def _continue(self, sequence: Sequence, count: int) -> None:
         """A piece of a prompt, which begins now if it can."""
         if not sequence.running and self._open:
-            self._open = self._admit(sequence)
+            self._open = self._admit(sequence) and not self.made.preempted
         if sequence.running:
             self._give(sequence, count)
 
@@ -250,3 +252,4 @@ class _Planner:
         self.left += self.made.pieces.pop(sequence, 0)
         self.state.preempt(sequence)
         self.made.preempted.append(sequence)
+        self._open = False  # nobody begins where blocks are too few
