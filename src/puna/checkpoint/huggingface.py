@@ -228,6 +228,14 @@ class HuggingFaceSource:
             for expert in range(self.config.num_experts)
         ]
 
+    def read_expert(self, name: str, expert: int, packed: bool) -> Weight:
+        """See `Source.read_expert`."""
+        if name in self._stored:
+            return self.read_rows(name, expert, expert + 1)[0].T
+        prefix, kinds = self._experts(name)
+        stored = [self._weights[self._split[prefix][expert, kind]] for kind in kinds]
+        return stacked([one.read_packed() if packed else one.read() for one in stored])
+
     def _experts(self, name: str) -> tuple[str, tuple[str, ...]]:
         """The prefix of a layer's split experts, and which of their projections make up `name`."""
         prefix, _, kind = name.rpartition(".")

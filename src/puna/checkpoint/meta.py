@@ -134,15 +134,28 @@ class MetaSource:
         if not all(rank.quantised(stored) for rank in self._ranks for stored in recipe.stored):
             return self.read(name)
         if recipe.stored[0] in self._ranks[0].expert_names:
-            join = beside if name.endswith("down_proj") else stacked
-            parts = [rank.expert_weights(stored) for stored in recipe.stored for rank in self._ranks]
-            return [_kept(join(of_one)) for of_one in zip(*parts, strict=True)]
+            return self._few_bits(name)
         (stored,) = recipe.stored
         rank_weights = [rank.weight(stored) for rank in self._ranks]
         columns = recipe.join is COLUMNS and len(self._ranks) > 1
         if self._ranks[0].adapted(stored) or columns or any(isinstance(weight, Tensor) for weight in rank_weights):
             return fallback(self.read(name))
         return by_rows(stacked(rank_weights), lambda part: recipe.join([part]))
+
+    def read_expert(self, name: str, expert: int, packed: bool) -> Weight:
+        """See `Source.read_expert`."""
+        recipe = self._recipes[name]
+        if packed and all(rank.quantised(stored) for rank in self._ranks for stored in recipe.stored):
+            return self._few_bits(name, expert)[0]
+        parts = [[rank.expert(stored, expert) for rank in self._ranks] for stored in recipe.stored]
+        return recipe.join(*parts, experts=1)[0].T.clone()  # a view would keep the file mapped
+
+    def _few_bits(self, name: str, only: int | None = None) -> list[Weight]:
+        """Routed experts in few bits, all or one."""
+        join = beside if name.endswith("down_proj") else stacked
+        stored = self._recipes[name].stored
+        parts = [rank.expert_weights(each, only) for each in stored for rank in self._ranks]
+        return [_kept(join(of_one)) for of_one in zip(*parts, strict=True)]
 
     @property
     def packed_notes(self) -> tuple[str, ...]:

@@ -90,10 +90,7 @@ class RankBits:
     def tensor(self, name: str) -> Tensor:
         """The weight of one rank in the shape that `shape` says: as stored, or in float32 with adaptors added."""
         if not self.quantised(name):
-            tensor = self.shard.tensor(name)
-            if not tensor.is_floating_point() or tensor.dtype.itemsize < 2:
-                raise self._error(name, f"has dtype {tensor.dtype} and no scales beside it")
-            return tensor
+            return self._plain(name)
         if _EXPERTS.fullmatch(name):
             return torch.stack([plain(weight).T for weight in self.expert_weights(name)]).flatten(0, 1)
         weight = plain(self.weight(name))
@@ -145,28 +142,43 @@ class RankBits:
             return Quantized(8, shifted.to(torch.int8), whole.scales, group)
         return shifted * whole.scales.float().repeat_interleave(group, 1)[:, : values.shape[1]]
 
-    def expert_weights(self, name: str) -> list[Weight]:
-        """The routed experts' matrices one by one, outputs as rows."""
-        stored = self.shard.tensor(name)
-        side = self._side(name)
+    def _plain(self, name: str, rows: slice = slice(None)) -> Tensor:
+        tensor = self.shard.tensor(name, rows)
+        if not tensor.is_floating_point() or tensor.dtype.itemsize < 2:
+            raise self._error(name, f"has dtype {tensor.dtype} and no scales beside it")
+        return tensor
+
+    def expert(self, name: str, expert: int) -> Tensor:
+        """As `tensor`, of one expert [inputs, outputs]."""
+        if self.quantised(name):
+            return plain(self.expert_weights(name, expert)[0]).T
+        inputs = self.shape(name)[0] // self.experts
+        return self._plain(name, slice(expert * inputs, (expert + 1) * inputs))
+
+    def expert_weights(self, name: str, only: int | None = None) -> list[Weight]:
+        """The routed experts' matrices one by one, outputs as rows; or only one of them."""
+        shape, side = self.shard.shape(name), self._side(name)
         assert side is not None, "only asked where the experts are in few bits"
-        if stored.ndim != 2 or stored.shape[0] % self.experts:
-            raise self._error(name, f"has shape {list(stored.shape)}, which {self.experts} experts don't fill")
+        if len(shape) != 2 or shape[0] % self.experts:
+            raise self._error(name, f"has shape {list(shape)}, which {self.experts} experts don't fill")
+        inputs = shape[0] // self.experts  # halved at 4 bits
+        rows = slice(None) if only is None else slice(only * inputs, (only + 1) * inputs)
+        experts = slice(None) if only is None else slice(only, only + 1)
         if self._int4_scales(name) is None:
-            values = self._fp8_values(name).view(torch.uint8).unflatten(0, (self.experts, -1)).mT.contiguous()
-            scales = self._shaped(*side, tuple(values.shape[:2]))
+            values = self._fp8_values(name, rows).view(torch.uint8).unflatten(0, (-1, inputs)).mT.contiguous()
+            scales = self._shaped(*side, (self.experts, values.shape[1]))[experts]
             return [Float8(v.view(torch.float8_e4m3fn), s[:, None]) for v, s in zip(values, scales, strict=True)]
         # two values a byte, the low nibble first, held as 8-bit floats since parameters must be floating
-        codes = stored.view(torch.uint8).unflatten(0, (self.experts, -1)).mT.contiguous()
+        codes = self.shard.tensor(name, rows).view(torch.uint8).unflatten(0, (-1, inputs)).mT.contiguous()
         values = torch.stack((codes & 15, codes >> 4), -1).flatten(2)
         signed = (values ^ 8).view(torch.int8).sub_(8)
         groups = -(-signed.shape[2] // _INT4_GROUP)
-        scales = self._shaped(*side, (self.experts, groups, signed.shape[1])).mT.contiguous()
+        scales = self._shaped(*side, (self.experts, groups, signed.shape[1]))[experts].mT.contiguous()
         group = min(_INT4_GROUP, signed.shape[2])
         return [Quantized(4, v, s, group) for v, s in zip(signed, scales, strict=True)]
 
-    def _fp8_values(self, name: str) -> Tensor:
-        values = self.shard.tensor(name)
+    def _fp8_values(self, name: str, rows: slice = slice(None)) -> Tensor:
+        values = self.shard.tensor(name, rows)
         if values.dtype != torch.float8_e4m3fn:
             raise self._error(name, f"is a {values.dtype}, where float8_e4m3fn belongs to its scales")
         if not values.is_meta and bool(values.view(torch.uint8).bitwise_and(0x7F).eq(0x7F).any()):

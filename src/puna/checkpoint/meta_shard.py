@@ -50,12 +50,12 @@ class Shard:
         """A stored tensor's shape."""
         return tuple(self._tensors[name].shape)
 
-    def tensor(self, name: str) -> Tensor:
-        """A mapped tensor, to be copied at once; of the meta device where that is PyTorch's default."""
+    def tensor(self, name: str, rows: slice = slice(None)) -> Tensor:
+        """A mapped tensor or some rows of it, to be copied at once; on the meta device where that is the default."""
         if torch.get_default_device().type == "meta":
-            return self._tensors[name].to("meta")
+            return self._tensors[name][rows].to("meta")
         if self._touched > self._limit:
             self._tensors, self._touched = self._map(), 0
-        tensor = self._tensors[name]
+        tensor = self._tensors[name][rows]
         self._touched += tensor.numel() * tensor.element_size()
         return tensor

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from puna.model import Decoder
 from puna.model.decoder import Block
 from puna.model.feedforward import Experts, MixtureOfExperts
+from puna.model.on_demand import OnDemandExperts
 from puna.model.packed import PackedEmbedding, PackedExperts, PackedFeedForward, PackedLinear
 from puna.model.quantized import Float8, Quantized, Weight, by_rows
 from puna.model.unpacked import BlockwiseExperts, BlockwiseLinear
@@ -85,6 +86,10 @@ def _experts(module: nn.Module) -> tuple[Weight | list[Weight], Weight | list[We
         return module.gate_up_proj.detach(), module.down_proj.detach()
     if isinstance(module, BlockwiseExperts):
         return list(map(_weight, module.gate_up)), list(map(_weight, module.down))
+    if isinstance(module, OnDemandExperts):
+        parts = zip(*(_experts(module.make(expert)) for expert in range(module.count)), strict=True)
+        gate_up, down = (_fused([one.T if isinstance(one, Tensor) else one for (one,) in ones]) for ones in parts)
+        return gate_up, down
     assert isinstance(module, PackedExperts)
     pairs = [one for one in module.experts.children() if isinstance(one, PackedFeedForward)]
     return _fused([_weight(one.gate_up_proj) for one in pairs]), _fused([_weight(one.down_proj) for one in pairs])

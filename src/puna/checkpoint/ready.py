@@ -1,15 +1,20 @@
 """Loading for use: weights packed as the engine's kernels read them, few bits staying few. Training takes `load`."""
 
+import os
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 
 from puna.checkpoint.source import Loaded, Source, _empty_decoder
 from puna.checkpoint.validate import check_finite, check_shapes
 from puna.model import Decoder
+from puna.model.memory import available_bytes
+from puna.model.on_demand import ExpertCache, OnDemand, expert_cache, held_bytes
 from puna.model.packing import Packer
 from puna.model.quantized import Float8, Quantized, Weight, plain
 
+SHARE = 0.7  # of the available memory, for routed experts: the cache for keys and values takes a quarter
 BITS = {None: None, "int8": 8, "int4": 4}
 
 
@@ -19,17 +24,22 @@ def load_ready(
     dtype: torch.dtype | None = None,
     quantize: str | None = None,
     model: Decoder | None = None,
+    memory: int | None = None,
 ) -> Loaded:
     """A model for the engine, from an opened checkpoint. Memory peaks a few tensors above the packed model.
 
     dtype: of activations and of weights stored as floats. None takes the stored one (the embedding's; where that is in
     few bits, the final norm's), and bfloat16 with `quantize`. quantize: None keeps each weight's own bits; "int8" and
     "int4" quantise the linear layers that have more. model: what to fill, made on the meta device (default: by the
-    source's configuration).
-    Raises PunaError as `load` does.
+    source's configuration). memory: bytes that the weights may take (default: SHARE of what is available). Routed
+    experts that don't fit stay in their files and are read when a token needs them, as a note says then.
+    Raises PunaError as `load` does, and where all but the experts is more than `memory`.
     """
-    model = filled(source, device, dtype, quantize, model)
+    model = filled(source, device, dtype, quantize, model, memory)
     kept = () if quantize or dtype is not None else source.packed_notes
+    cache = expert_cache(model)
+    if cache is not None:
+        kept = (*kept, _on_demand_note(cache))
     return Loaded(
         model=model.eval(),
         config=source.config,
@@ -47,6 +57,7 @@ def filled(
     dtype: torch.dtype | None,
     quantize: str | None,
     model: Decoder | None = None,
+    memory: int | None = None,
 ) -> Decoder:
     """The model alone; see `load_ready`. On the meta device it takes no memory, and nothing is read."""
     model = model or _empty_decoder(source)
@@ -62,11 +73,42 @@ def filled(
         if stored is None:
             stored = source.read(name) if whole else source.read_packed(name)
         for part in stored if isinstance(stored, list) else [stored]:
-            check_finite(part.scales if isinstance(part, Quantized | Float8) else part, source.where(name))
+            _check(part, source, name)
         return stored
 
-    Packer(model, read, bits, dtype, device).fill()
+    def read_expert(name: str, expert: int) -> Weight:
+        weight = source.read_expert(name, expert, packed=not whole)
+        _check(weight, source, name)
+        drop_pages(source.path)
+        return weight
+
+    def room() -> int:
+        if memory is not None:
+            return memory - held_bytes(model)
+        return int(SHARE * available_bytes(torch.device(device)))
+
+    on_demand = None if torch.device(device).type == "meta" else OnDemand(read_expert, room)
+    Packer(model, read, bits, dtype, device, on_demand).fill()
     return model
+
+
+def _check(weight: Weight, source: Source, name: str) -> None:
+    check_finite(weight.scales if isinstance(weight, Quantized | Float8) else weight, source.where(name))
+
+
+def drop_pages(path: Path) -> None:
+    """Let go of the file cache's copy of a checkpoint: what was read from it is in memory in another form."""
+    for file in sorted(path.iterdir()) if path.is_dir() else [path]:
+        if file.is_file() and hasattr(os, "posix_fadvise"):
+            with file.open("rb") as opened:
+                os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def _on_demand_note(cache: ExpertCache) -> str:
+    return (
+        f"Routed experts don't fit into memory: they stay in their files and are read when a token needs them; "
+        f"up to {cache.budget / 1e9:.2f} GB of them are kept. Answers are the same, only slower."
+    )
 
 
 def _stored_dtype(source: Source, early: dict[str, Weight | list[Weight]]) -> torch.dtype:

@@ -76,6 +76,14 @@ class ShardSource:
             weight = _narrowed_weight(weight, cut)
         return weight.clone() if isinstance(weight, Tensor) and cuts else weight
 
+    def read_expert(self, name: str, expert: int, packed: bool) -> Weight:
+        """See `Source.read_expert`: the rank's part of its own expert of that number."""
+        cuts = self._sharding.cuts(name, self._rank)
+        mine = next((cut.ranges for cut in cuts if cut.axis == 0), ((0, self.config.num_experts),))
+        whole = [each for start, stop in mine for each in range(start, stop)][expert]
+        others = tuple(cut for cut in cuts if cut.axis)
+        return _narrowed_experts([self._source.read_expert(name, whole, packed)], others)[0]
+
     def _plain(self, name: str) -> bool:
         return isinstance(self._source, HuggingFaceSource) and self._source.is_plain(name)
 

@@ -84,6 +84,11 @@ class Source(Protocol):
         routed experts stored in few bits there is one matrix an expert, gate above up."""
         ...
 
+    def read_expert(self, name: str, expert: int, packed: bool) -> Weight:
+        """One expert of a tensor of routed experts, as a matrix whose rows are outputs; the other experts' bytes are
+        not read where the format allows. packed: as `read_packed` gives it, else as `read` does."""
+        ...
+
 
 @dataclass
 class Loaded:

@@ -1,11 +1,11 @@
 """How large the cache is."""
 
-import os
 from dataclasses import dataclass
 
 import torch
 
 from puna.family.config import ModelConfig
+from puna.model.memory import available_bytes
 from puna.model.paged import BLOCK, PagedPool, blocks_for
 
 SMALLEST = 16_384  # tokens: several short chats at once also with a short context
@@ -37,15 +37,3 @@ def cache_size(config: ModelConfig, dtype: torch.dtype, kv: str | None = None, c
         room = SHARE * available_bytes(torch.device(device)) - local * one_local
         blocks = max(min(blocks, int(room / one)), smallest)
     return CacheSize(blocks, local)
-
-
-def available_bytes(device: torch.device) -> int:
-    """Memory that could be had now without pushing anything out."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    try:
-        with open("/proc/meminfo") as file:
-            found = dict(line.split(":", 1) for line in file)
-        return int(found["MemAvailable"].split()[0]) * 1024
-    except (OSError, KeyError, ValueError):  # not Linux: half of what is built in
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2

@@ -5,15 +5,18 @@ Legend: D model width, F feed-forward width.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
+from puna.errors import PunaError
 from puna.model.attention import Attention
 from puna.model.decoder import Block, Decoder
 from puna.model.feedforward import Experts, FeedForward, MixtureOfExperts
 from puna.model.linear import Embedding, Linear
-from puna.model.packed import PackedEmbedding, PackedExperts, PackedFeedForward, PackedLinear, packable
+from puna.model.on_demand import ExpertCache, OnDemand, OnDemandExperts, held_bytes
+from puna.model.packed import PLACES, PackedEmbedding, PackedExperts, PackedFeedForward, PackedLinear, packable
 from puna.model.quantized import Float8, Quantized, Weight, Words, plain, quantize, stacked
 from puna.model.unpacked import BlockwiseExperts, BlockwiseLinear
 
@@ -28,19 +31,30 @@ class Packer:
     read: a weight by its canonical name; of experts the fused tensor, or one [outputs, inputs] matrix an expert.
     bits: None keeps each weight's own; 4 or 8 quantises the linear layers (the router, which decides, is left).
     dtype: of activations, and of the weights that stay floating.
+    on_demand: routed experts that don't fit into the memory that it names are read when they are needed.
     """
 
     def __init__(
-        self, decoder: Decoder, read: Read, bits: int | None, dtype: torch.dtype, device: torch.device | str = "cpu"
+        self,
+        decoder: Decoder,
+        read: Read,
+        bits: int | None,
+        dtype: torch.dtype,
+        device: torch.device | str = "cpu",
+        on_demand: OnDemand | None = None,
     ) -> None:
         self.decoder = decoder
         self.bits = bits
         self.dtype = dtype
         self.device = torch.device(device)
         self._read = read
+        self._on_demand = on_demand
 
     def fill(self) -> None:
-        """Everything, the embedding first."""
+        """Everything, the embedding first and routed experts last.
+
+        Raises PunaError where experts are to be read on demand and not one fits into memory.
+        """
         decoder = self.decoder
         embedding = self._weight("embed_tokens.weight", self.bits and HEAD_BITS)
         tied = decoder.lm_head is None
@@ -50,6 +64,7 @@ class Packer:
             self._assign(decoder.embed_tokens, embedding)
         if not tied:
             decoder.lm_head = self._linear(self._weight("lm_head.weight", self.bits and HEAD_BITS))
+        mixtures: dict[int, MixtureOfExperts] = {}
         for at, block in enumerate(decoder.layers):
             assert isinstance(block, Block)
             name = f"layers.{at}."
@@ -57,10 +72,12 @@ class Packer:
                 self._assign(getattr(block, norm), self._weight(f"{name}{norm}.weight", None))
             self._attention(block.self_attn, f"{name}self_attn.")
             if isinstance(block.feed_forward, MixtureOfExperts):
+                mixtures[at] = block.feed_forward
                 self._mixture(block.feed_forward, f"{name}feed_forward.")
             elif isinstance(block.feed_forward, FeedForward):
                 block.feed_forward = self._feed_forward(block.feed_forward, f"{name}feed_forward.")
         self._assign(decoder.norm, self._weight("norm.weight", None))
+        self._routed(mixtures)
 
     def _attention(self, attention: Attention, name: str) -> None:
         parts = [self._weight(f"{name}{part}_proj.weight", self.bits) for part in "qkv"]
@@ -83,16 +100,55 @@ class Packer:
         module.router = self._linear(self._weight(f"{name}router.weight", None))
         assert isinstance(module.shared_expert, FeedForward)
         module.shared_expert = self._feed_forward(module.shared_expert, f"{name}shared_expert.")
-        gate_up, down = (self._experts(f"{name}experts.{part}_proj") for part in ("gate_up", "down"))
-        if isinstance(gate_up[0], Tensor) and not packable(gate_up[0]):
-            fused = module.experts
-            assert isinstance(fused, Experts)
-            for parameter, parts in (("gate_up_proj", gate_up), ("down_proj", down)):
-                setattr(fused, parameter, _constant(torch.stack([plain(part).T for part in parts])))
-        elif packable(gate_up[0]):
-            module.experts = PackedExperts(zip(gate_up, down, strict=True))
-        else:
-            module.experts = BlockwiseExperts(gate_up, down)
+
+    def _routed(self, mixtures: dict[int, MixtureOfExperts]) -> None:
+        cache = self._cache(mixtures)
+        for layer, mixture in mixtures.items():
+            name = f"layers.{layer}.feed_forward.experts."
+            if cache is None:
+                gate_up, down = (self._experts(f"{name}{part}_proj") for part in ("gate_up", "down"))
+                mixture.experts = self._together(gate_up, down)
+            else:
+                count = len(mixture.experts.get_parameter("down_proj"))
+                mixture.experts = OnDemandExperts(cache, layer, count, partial(self._one, name))
+
+    def _cache(self, mixtures: dict[int, MixtureOfExperts]) -> ExpertCache | None:
+        """Where the experts don't fit: what holds some of them."""
+        if self._on_demand is None or not mixtures:
+            return None
+        room = self._on_demand.room()
+        fused = [mixture.experts.get_parameter("gate_up_proj") for mixture in mixtures.values()]
+        if sum(1.5 * part.numel() for part in fused) * self.dtype.itemsize <= room:
+            return None
+        ones = [held_bytes(self._one(f"layers.{layer}.feed_forward.experts.", 0)) for layer in mixtures]
+        if sum(one * len(part) for one, part in zip(ones, fused, strict=True)) <= room:
+            return None
+        if max(ones) > room:
+            raise PunaError(
+                f"too little memory: a single expert takes {max(ones):,} bytes, and beside the other weights there are "
+                f"{max(0, room):,}; give the model more memory, or load it in fewer bits"
+            )
+        return ExpertCache(room)
+
+    def _one(self, name: str, expert: int) -> nn.Module:
+        """One expert, packed as it would be beside the others."""
+        assert self._on_demand is not None
+        read = self._on_demand.read
+        gate_up, down = ([self._brought(read(f"{name}{part}_proj", expert), self.bits)] for part in ("gate_up", "down"))
+        return self._together(gate_up, down)
+
+    def _together(self, gate_up: list[Weight], down: list[Weight]) -> nn.Module:
+        """Experts as one module."""
+        if packable(gate_up[0]):
+            return PackedExperts(zip(gate_up, down, strict=True))
+        if not isinstance(gate_up[0], Tensor):
+            return BlockwiseExperts(gate_up, down)
+        with torch.device("meta"):
+            fused = Experts(1, 1, 1)
+        fused.gate_up_proj, fused.down_proj = (
+            _constant(torch.stack([plain(part).T for part in parts])) for parts in (gate_up, down)
+        )
+        return fused
 
     def _experts(self, name: str) -> list[Weight]:
         """One [outputs, inputs] matrix an expert."""
@@ -112,7 +168,7 @@ class Packer:
             weight = requantized(weight, bits)
         if isinstance(weight, Tensor):
             return weight.to(self.device, self.dtype)
-        if isinstance(weight, Words) and self.device.type == "cpu":
+        if isinstance(weight, Words) and self.device.type in PLACES:
             return weight
         values, scales = weight.values.to(self.device), weight.scales.to(self.device)
         if isinstance(weight, Float8):
