@@ -24,7 +24,7 @@ def scan_pieces(found: list[Piece], seconds: float = SECONDS) -> list[Finding]:
         left = end - time.thread_time()
         if left <= 0:
             part, line = piece.places[0]
-            stopped = replace(incomplete(line, piece.language, seconds), path=part)
+            stopped = replace(incomplete(line, piece.language, f"takes longer than {seconds:g} s"), path=part)
             findings.setdefault((stopped.rule, part, line), stopped)
             break
         for finding in scan(piece.source, piece.language, seconds=left):

@@ -4,11 +4,13 @@ import time
 
 
 class Budget:
-    """`seconds` of this thread's processor time; `spent` becomes true when they are over and stays so."""
+    """`seconds` of this thread's processor time; `spent` becomes true when they are over and stays so. `deep` is the
+    offset at which nesting went beyond what is read."""
 
     def __init__(self, seconds: float) -> None:
         self.end = time.thread_time() + seconds
         self.spent = False
+        self.deep: int | None = None  # where something was nested too deeply to be read
 
     def check(self) -> bool:
         """Look at the clock. True when the budget is over."""

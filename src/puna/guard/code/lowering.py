@@ -38,6 +38,8 @@ class Lowering:
         self.steps += 1
         if not self.steps % 500:
             self.budget.check()
+        if self.depth >= MAX_DEPTH and self.budget.deep is None and syntax.named_child_count:
+            self.budget.deep = syntax.start_byte + self.shift
         if self.depth >= MAX_DEPTH or self.budget.spent:
             return self.node("other", syntax)
         self.depth += 1

@@ -33,8 +33,11 @@ def parse(source: bytes, name: str, budget: Budget) -> Tree | None:
     def read(offset: int, _point: object) -> bytes:
         return source[offset : offset + 65536]
 
-    tree = parser.parse(read, progress_callback=lambda *_: budget.check())
-    if budget.spent:
+    try:
+        tree = parser.parse(read, progress_callback=lambda *_: budget.check())
+    except ValueError:  # ended by the callback
+        tree = None
+    if tree is None or budget.spent:
         parser.reset()
         return None
     return tree
@@ -86,7 +89,26 @@ class Reader(Lowering):
             if child is not None:
                 found.extend(self.all([child]))
                 at = child.end_byte
-        return self.node("other", error, args=found)
+        return self.node("other", error, args=self.bodies(found))
+
+    def bodies(self, nodes: list[Node]) -> list[Node]:
+        """Statements after the head of a function whose body was lost become its body, until the next function, or in
+        Python until the margin moves back."""
+        kept: list[Node] = []
+        head: Node | None = None
+        for node in nodes:
+            if head is not None:
+                back = self.column(node) <= self.column(head)
+                if back and (node.kind in ("function", "class") or self.name == "python"):
+                    head = None
+            (kept if head is None else head.body).append(node)
+            if head is None and node.kind == "function" and not node.body:
+                head = node
+        return kept
+
+    def column(self, node: Node) -> int:
+        at = node.start - self.shift
+        return at - (self.source.rfind(b"\n", 0, at) + 1)
 
     def lines(self, start: int, end: int) -> list[Node]:
         """The lines of a stretch of the source, each read by itself."""

@@ -9,7 +9,8 @@ from puna.guard.code.budget import Budget
 from puna.guard.code.finding import Finding
 from puna.guard.code.flow import Flow
 from puna.guard.code.knowledge import knowledge
-from puna.guard.code.languages import FORMATS, RULES_OF
+from puna.guard.code.languages import FORMATS, RULES_OF, grammar
+from puna.guard.code.lowering import MAX_DEPTH
 from puna.guard.code.matching import Matcher, RuleIndex
 from puna.guard.code.parsing import view
 from puna.guard.code.rule import Rule, rules_for
@@ -31,9 +32,11 @@ def scan(source: str, language: str, rules: Iterable[Rule] | None = None, second
     these alone instead of all of the language. A scan that its limit ended says so with a finding of its own."""
     data = source.encode("utf-8", "replace")
     chosen = tuple(rules) if rules is not None else None
-    budget = Budget(seconds)
     found: dict[tuple[str, int], Finding] = {}
-    matcher = _matcher(data, language, chosen, found)
+    matcher = _matcher(data, language, chosen, found)  # reads the rules, on the first scan of a language
+    if language not in FORMATS:
+        grammar(language)
+    budget = Budget(seconds)
     matcher.written(budget)
     at = 0
     for start, end in _pieces(data):
@@ -49,9 +52,15 @@ def scan(source: str, language: str, rules: Iterable[Rule] | None = None, second
         else:
             root = view(data[start:end], language, budget)
         Flow(root, knowledge(matcher.language), matcher, budget).run()
+        if budget.deep is not None:
+            line = matcher.position(budget.deep)[0]
+            found.setdefault(
+                (INCOMPLETE, line), incomplete(line, matcher.language, f"is nested too deeply (over {MAX_DEPTH})")
+            )
+            budget.deep = None
     if budget.spent:
         line = matcher.lines.index(at) + 1 if at in matcher.lines else 1
-        found[INCOMPLETE, line] = incomplete(line, matcher.language, seconds)
+        found[INCOMPLETE, line] = incomplete(line, matcher.language, f"takes longer than {seconds:.2g} s")
     return sorted(found.values(), key=lambda f: (f.line, f.column, f.rule))
 
 
@@ -77,11 +86,11 @@ def _pieces(data: bytes) -> Iterator[tuple[int, int]]:
     yield start, len(data)
 
 
-def incomplete(line: int, language: str, seconds: float) -> Finding:
+def incomplete(line: int, language: str, reason: str) -> Finding:
     """Said where a scan stopped: what follows wasn't judged, which the caller must know."""
     return Finding(
         INCOMPLETE, "CWE-693", "warning", "high", line, 1, line, 1,
-        f"The scan reached its limit of {seconds:g} s; the code from here on was not judged completely.",
-        "Scan the file in smaller parts, or raise the limit.",
+        f"The code from here on was not judged completely: it {reason}.",
+        "Scan it in smaller parts.",
         "Code that is too long or too deeply nested to be judged could hide anything.", language,
     )  # fmt: skip
