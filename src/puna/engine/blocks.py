@@ -39,6 +39,11 @@ class BlockPool:
         return len(self._free) + len(self._idle) + self.count - self._fresh
 
     @property
+    def touched(self) -> int:
+        """Blocks that were ever in use, whose memory is therefore taken up."""
+        return self._fresh
+
+    @property
     def used(self) -> int:
         """Blocks that some sequence holds."""
         return len(self._holders)
@@ -201,6 +206,10 @@ class BlockStore:
         table.count += more
         table.local_end += more_local
         return True
+
+    def room(self, table: Table) -> int:
+        """Tokens, from position 0 on, that a table has blocks for."""
+        return (table.count if self.chunk is None else min(table.count, table.local_end)) * self.size
 
     def computed(self, table: Table, tokens: Tokens[int], length: int) -> None:
         """The first `length` tokens are computed: offer their full blocks, and free the chunks that are over."""

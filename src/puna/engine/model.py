@@ -11,11 +11,14 @@ from torch import Tensor
 
 from puna.engine.core import Core
 from puna.engine.engine import Engine
+from puna.engine.forecast import Forecast, Needs, give_back, planned, resident_peak
 from puna.engine.generate import Request, Rows, Scores, Stream
 from puna.engine.grammar import Grammar, Vocabulary
+from puna.engine.pace import LARGEST
 from puna.engine.reply import ContextLengthError, Inputs, Reply, TokenLogprob
 from puna.engine.sampling import Options, Sampling
 from puna.engine.sizes import CacheSize, cache_size
+from puna.engine.speculation import Drafter, DraftModel, NGrams
 from puna.engine.stats import Stats
 from puna.errors import PunaError
 from puna.family.config import ModelConfig
@@ -40,9 +43,11 @@ def load(
     quantize: str | None = None,
     context: int | None = None,
     kv: str | None = None,
-    speculate: Any = None,
+    speculate: "str | Path | Model | Literal[False] | None" = None,
     prefix_cache: bool = True,
     expert_parallel: int | None = None,
+    memory: int | None = None,
+    tell: Callable[[Forecast], None] | None = None,
 ) -> "Model":
     """Load a checkpoint by bundled name ("cria"), hub id, folder or file.
 
@@ -52,18 +57,21 @@ def load(
     of the available memory holds, if that is less (`Model.context_length` tells).
     quantize: "int8" or "int4" keeps the linear layers' weights in so many bits (embedding and output layer: 8);
     activations are then bfloat16 unless dtype says otherwise. A file with such bits keeps them exactly.
-    kv: "int8" keeps keys and values in 8 bits. speculate: only None or False so far.
+    kv: "int8" keeps keys and values in 8 bits.
+    speculate: "ngram" guesses that text repeats itself, a model (or what `load` takes) of the same vocabulary guesses
+    what it would say itself; several tokens may then come of one pass. Answers are the same (docs/engine.md).
     prefix_cache: whether requests share the keys and values of equal beginnings (answers are the same either way).
     Under torchrun each process loads its share of the weights (docs/parallel.md); expert_parallel: over how many of
     them the routed experts are dealt out, None chooses.
+    memory: bytes that the process may take; None: all that is available (on one CPU process: elsewhere it is not looked
+    at). What doesn't fit gets a shorter context where none was asked for, and is refused else, before anything is
+    loaded. tell: is called with the forecast before that.
     Raises PunaError: unknown name, damaged checkpoint, missing device, a setting that doesn't exist yet.
     """
     if kv not in (None, "int8"):
         raise PunaError(f"kv must be None or 'int8', not {kv!r}")
     if quantize not in (None, "int8", "int4"):
         raise PunaError(f"quantize must be None, 'int8' or 'int4', not {quantize!r}")
-    if speculate not in (None, False):
-        raise PunaError(f"speculate={speculate!r} is not available yet in this version; leave speculate out")
     if not isinstance(prefix_cache, bool):
         raise PunaError(f"prefix_cache must be True or False, not {prefix_cache!r}")
     target = _device(device)
@@ -80,12 +88,22 @@ def load(
         make = partial(sharded.ShardedModel, share)
     elif expert_parallel not in (None, 1):
         raise PunaError(f"expert_parallel={expert_parallel} needs several processes; start them with torchrun")
+    elif target.type == "cpu":
+        source = open_source(path)
+        needs, cache, weights = planned(source, wanted, quantize, context, kv, memory)
+        if tell is not None:
+            tell(needs.most(cache))
+        loaded = load_ready(source, target, wanted, quantize, memory=weights)
+        give_back()
+        make = partial(Model, cache=cache, needs=needs)
     else:
         loaded = load_ready(open_source(path), target, wanted, quantize)
     given = loaded.generation
     defaults = Sampling().with_options({"temperature": given.temperature, "top_p": given.top_p, "top_k": given.top_k})
+    if isinstance(speculate, str | Path) and speculate != "ngram":
+        speculate = load(speculate, device, context=context)
     return make(loaded.model, loaded.tokenizer, defaults=defaults, stop_ids=given.eos_token_ids, context=context,
-                generation=given, kv=kv, prefix_cache=prefix_cache)  # fmt: skip
+                generation=given, kv=kv, prefix_cache=prefix_cache, speculate=speculate)  # fmt: skip
 
 
 def _device(device: str | torch.device) -> torch.device:
@@ -118,6 +136,7 @@ class Model:
 
     context: caps the context length. cache: how many blocks there are for keys and values (default: see `cache_size`);
     what can't fit into them caps the context too. kv: None or "int8". prefix_cache: share equal beginnings.
+    speculate: None, "ngram" or a model that guesses.
     """
 
     _threaded = True  # whether the engine may step whenever it likes
@@ -134,7 +153,9 @@ class Model:
         cache: CacheSize | None = None,
         kv: str | None = None,
         prefix_cache: bool = True,
+        needs: Needs | None = None,
     ) -> None:
+        self.needs = needs  # of memory, as forecast before loading
         self.decoder = decoder.eval()
         self._generation = generation  # what the checkpoint said, to be saved with it
         self.tokenizer = tokenizer
@@ -147,7 +168,8 @@ class Model:
                 f"context {context} is more than this model's context length of {own} tokens; give at most that"
             )
         size = cache or cache_size(decoder.config, decoder.dtype, kv, context, decoder.device)
-        core = Core(self.decoder, size, kv=kv, prefix_cache=prefix_cache, fixed_steps=not self._threaded)
+        core = Core(self.decoder, size, kv=kv, prefix_cache=prefix_cache, fixed_steps=not self._threaded,
+                    drafter=self._drafter(speculate))
         self._engine = Engine(core, threaded=self._threaded)
         fits = core.state.blocks.longest
         if context is not None and context > fits:
@@ -156,9 +178,25 @@ class Model:
                 f"{size.blocks}, which hold {fits} tokens; give at most that, or more blocks"
             )
         self._wanted_context = context or own
+        self.cache_size = size
         self.context_length = min(self._wanted_context, fits)
         of_tokenizer = tokenizer.eos_ids if tokenizer else ()
         self.stop_ids = frozenset((*stop_ids, *decoder.config.eos_token_ids, *of_tokenizer))
+
+    def _drafter(self, speculate: "Model | str | Literal[False] | None") -> Drafter | None:
+        if speculate is None or speculate is False:
+            return None
+        if speculate == "ngram":
+            return NGrams()
+        if not isinstance(speculate, Model):
+            raise PunaError(f"speculate must be None, False, 'ngram' or a draft model, not {speculate!r:.80}")
+        draft, own = speculate.config.vocab_size, self.config.vocab_size
+        if draft != own:
+            raise PunaError(
+                f"the draft model has {draft} tokens, but the model {own}: it must be one of the same vocabulary, such "
+                "as a smaller model of the same generation; or use speculate='ngram'"
+            )
+        return DraftModel(speculate.decoder, speculate.cache_size, speculate.context_length)
 
     @property
     def config(self) -> ModelConfig:
@@ -190,6 +228,13 @@ class Model:
     def scores(self, ids_or_inputs: Inputs | Sequence[int] | Tensor, top: int = 0, *, key: str | None = None) -> Scores:
         """What `score` gives, one by one, and with an end that can be called: `close`. key: see `stream`."""
         return Scores(self._engine, self._ids(ids_or_inputs), top, self.tokenizer, key)
+
+    def memory_used(self) -> tuple[Forecast | None, int]:
+        """What was forecast for the cache that was really used, and the process's largest resident size so far."""
+        blocks = self._engine.core.state.blocks
+        used = CacheSize(blocks.full.touched, blocks.local.touched)
+        forecast = self.needs.used(used, LARGEST, 1) if self.needs else None
+        return forecast, resident_peak()
 
     def stats(self) -> Stats:
         """How the engine is doing: requests, rates, cache."""

@@ -62,6 +62,7 @@ class Packer:
             decoder.embed_tokens = PackedEmbedding(embedding, self.dtype)
         else:
             self._assign(decoder.embed_tokens, embedding)
+        del embedding  # as stored it is the largest of all
         if not tied:
             decoder.lm_head = self._linear(self._weight("lm_head.weight", self.bits and HEAD_BITS))
         mixtures: dict[int, MixtureOfExperts] = {}
