@@ -70,6 +70,7 @@ INLINE void store_panel(void *out, long n, long outputs, v16f x, int bf16) {
         for (long k = 0; k < count; k += 2) {                                                                         \
             v16i b[NR];                                                                                               \
             EACH(n, NR) b[n] = iload(w + n * w_stride + k * 16);                                                      \
+            if (NR == 2) EACH(n, NR) prefetch_far(w + (NR + n) * w_stride + k * 16);                                   \
             EACH(m, MR) {                                                                                             \
                 v16i a = ibroadcast(x + m * x_stride + k);                                                            \
                 EACH(n, NR) sum[m][n] = dot2(sum[m][n], a, b[n]);                                                     \
@@ -80,7 +81,8 @@ INLINE void store_panel(void *out, long n, long outputs, v16f x, int bf16) {
     }
 
 // One group of k after another: integers within a group, exact in any order, then one fused multiply-add into the
-// float32 sums. A single row is bound by memory: it reads panel after panel as one stream, fetched ahead.
+// float32 sums. A single row is bound by memory: it reads panel after panel as one stream, fetched ahead. Several rows
+// work on one group of panels while the next one is fetched.
 #define INT_TILE(MR, NR, BITS)                                                                                        \
     static void NAME(int##BITS##_##MR##x##NR)(const Weight *w, const Rows *x, long row, long panel, float *acc) {     \
         long groups = w->inputs / w->group, panel_bytes = w->inputs * 2 * BITS;                                       \
@@ -96,7 +98,9 @@ INLINE void store_panel(void *out, long n, long outputs, v16f x, int bf16) {
                 EACH(n, NR) {                                                                                         \
                     const char *at = weights + n * panel_bytes + k * 2 * BITS;                                        \
                     if (MR == 1) prefetch(at + AHEAD);                                                                \
+                    else prefetch_far(at + NR * panel_bytes);                                                         \
                     if (MR == 1 && BITS == 8) prefetch(at + 64 + AHEAD);                                              \
+                    if (MR > 1 && BITS == 8) prefetch_far(at + 64 + NR * panel_bytes);                                \
                     first[n] = iload(at), second[n] = BITS == 4 ? high_nibbles(first[n]) : iload(at + 64);            \
                     if (BITS == 4) first[n] = low_nibbles(first[n]);                                                  \
                 }                                                                                                     \

@@ -144,6 +144,8 @@ INLINE void store_bf16(uint16_t *p, v16f x) {
 
 INLINE void prefetch(const void *p) { _mm_prefetch((const char *)p, _MM_HINT_T0); }
 
+INLINE void prefetch_far(const void *p) { _mm_prefetch((const char *)p, _MM_HINT_T1); }  // into the second cache
+
 INLINE v16i ibroadcast(const void *p) {  // four bytes in every lane
     int32_t x;
     memcpy(&x, p, 4);
