@@ -3,8 +3,10 @@
 Legend: N tokens, D model width, F feed-forward width, E experts, C (token, expert) choices.
 """
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from puna.family.config import ModelConfig
@@ -61,7 +63,7 @@ class MixtureOfExperts(nn.Module):
         self.router: nn.Module = Linear(config.hidden_size, config.num_experts)
         self.experts: nn.Module = Experts(config.num_experts, config.hidden_size, config.expert_intermediate_size)
         self.shared_expert: nn.Module = FeedForward(config.hidden_size, config.expert_intermediate_size)
-        self.load_E = torch.zeros(config.num_experts, dtype=torch.int64, device="cpu")  # tokens each expert has served
+        self.load_E = np.zeros(config.num_experts, np.int64)  # tokens that each expert has served
 
     def route(self, x_ND: Tensor) -> tuple[Tensor, Tensor]:
         """Gates (x's dtype) and expert indices of each token's choices, both [N, top_k]."""
@@ -71,10 +73,24 @@ class MixtureOfExperts(nn.Module):
     def forward(self, x_BSD: Tensor) -> Tensor:
         x_ND = x_BSD.flatten(0, -2)
         gates_Nk, experts_Nk = self.route(x_ND)
-        order_C = experts_Nk.flatten().argsort(stable=True)
-        served_E = experts_Nk.flatten().bincount(minlength=self.num_experts)
-        self.load_E += served_E.cpu()
-        counts = served_E.tolist()
-        tokens_C = order_C // self.top_k
-        routed_CD = self.experts(x_ND[tokens_C] * gates_Nk.flatten()[order_C, None], counts)
-        return self.shared_expert(x_BSD) + torch.zeros_like(x_ND).index_add(0, tokens_C, routed_CD).view_as(x_BSD)
+        experts_C = experts_Nk.flatten().cpu().numpy()  # a few numbers: NumPy sorts them in a tenth of PyTorch's time
+        served_E = np.bincount(experts_C, minlength=self.num_experts)
+        self.load_E += served_E
+        if len(experts_C) == 1:
+            routed_ND = self.experts(x_ND * gates_Nk, served_E.tolist())
+        else:
+            routed_ND = self._sorted(x_ND, gates_Nk, experts_C, served_E.tolist())
+        return self.shared_expert(x_BSD) + routed_ND.view_as(x_BSD)
+
+    def _sorted(self, x_ND: Tensor, gates_Nk: Tensor, experts_C: NDArray[np.int64], counts: list[int]) -> Tensor:
+        """What the chosen experts give [N, D]: each serves its rows together; a row's choices are added in their order,
+        so that its bits depend on nothing beside it."""
+        order_C = experts_C.argsort(kind="stable")
+        back_C = np.empty_like(order_C)
+        back_C[order_C] = np.arange(len(order_C))
+        order, back = (torch.from_numpy(each).to(x_ND.device) for each in (order_C, back_C))
+        scaled_CD = x_ND[order // self.top_k] * gates_Nk.flatten()[order, None]
+        routed_CD = self.experts(scaled_CD, counts)[back]
+        if self.top_k == 1:
+            return routed_CD
+        return sum(routed_CD.unflatten(0, (-1, self.top_k)).unbind(1), start=torch.zeros_like(x_ND))

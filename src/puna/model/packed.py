@@ -68,6 +68,8 @@ class Panels:
             self.group = self.inputs = _up(self.width, step)
             self.panels = _panels(weight, self.inputs, step)
         self._exact, self._fast = (self._weight(exact) for exact in (1, 0))
+        few = self._exact if self.kind == "float8" else self._fast
+        self._addresses = ctypes.addressof(self._exact), ctypes.addressof(few)  # for float32 rows, for bfloat16 rows
 
     def _set_scales(self, scales_NS: Tensor) -> None:
         self.scales = _panels(scales_NS, scales_NS.shape[1], 1)
@@ -88,9 +90,8 @@ class Panels:
         x_MK = x_MK.contiguous()
         out_MN = x_MK.new_empty(rows, self.outputs)
         scratch = torch.empty(rows * (4 * self.inputs + 8 * (self.inputs // self.group)), dtype=torch.uint8)
-        weight = self._fast if bf16 and self.kind != "float8" else self._exact
         _native().linear(
-            ctypes.addressof(weight), x_MK.data_ptr(), out_MN.data_ptr(),
+            self._addresses[bf16], x_MK.data_ptr(), out_MN.data_ptr(),
             rows, self.width, bf16,
             scratch.data_ptr(), threads(),
         )  # fmt: skip
@@ -174,12 +175,18 @@ class PackedExperts(nn.Module):
 
     def __init__(self, experts: Iterable[tuple[Weight, Weight]]) -> None:
         super().__init__()
-        self.experts = nn.ModuleList(PackedFeedForward(*weights) for weights in experts)
+        packed = [PackedFeedForward(*weights) for weights in experts]
+        self.experts = nn.ModuleList(packed)
+        self._panels = [(one.gate_up_proj.packed, one.down_proj.packed) for one in packed]
 
     def forward(self, x_CD: Tensor, counts: list[int]) -> Tensor:
         """Rows sorted by expert, `counts[e]` of them for expert e -> [C, D]. Other experts' bytes are not read."""
-        rows = x_CD.split(counts)
-        return torch.cat([expert(x) for expert, x in zip(self.experts, rows, strict=True) if len(x)])
+        outputs, row = [], 0
+        for (gate_up, down), count in zip(self._panels, counts, strict=True):
+            if count:
+                outputs.append(down.product(silu_mul(gate_up.product(x_CD[row : row + count]))))
+                row += count
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
 
 def _native() -> Kernels:
