@@ -36,6 +36,17 @@ def test_p99_between_tokens_stays_below_three_times_its_quiet_value(machine: Mac
     assert others >= SMALLEST
 
 
+def test_a_crowd_of_prompts_gets_more_than_a_few_but_no_step_lasts_for_long() -> None:
+    pace, machine = Pace(), Machine(0.03, 0.002, 0.004)
+    for _ in range(50):
+        for others in (0, 16):
+            pace.record(2, others, machine.seconds(2, others))
+    assert pace.budget(2, prompts=2) == pace.budget(2)
+    few, many = pace.budget(2) - 2, pace.budget(2, prompts=8) - 2
+    assert many > 3 * few
+    assert machine.seconds(2, pace.budget(2, prompts=1000)) < 0.7
+
+
 def test_prompts_alone_come_in_large_pieces_but_no_step_lasts_for_long() -> None:
     for machine in (Machine(0.005, 0.0, 0.0002), Machine(0.06, 0.0, 0.004), Machine(0.5, 0.0, 0.05)):
         pace = Pace()
