@@ -13,8 +13,9 @@ from puna.engine.blocks import BlockStore
 from puna.engine.grammar import Grammar
 from puna.engine.pace import Pace
 from puna.engine.sampling import Sampling, choose
-from puna.engine.scheduler import Reason, Sequence, State, schedule
+from puna.engine.scheduler import Plan, Reason, Sequence, State, schedule
 from puna.engine.sizes import CacheSize
+from puna.engine.speculation import Drafter, Speculation
 from puna.engine.stats import Meter, Stats
 from puna.errors import PunaError
 from puna.model import Decoder
@@ -38,6 +39,7 @@ class Task(Sequence):
     seconds: float | None = None  # may take so long in all
     finished: bool = False  # nothing more will come of it
     answer: list[int] = field(default_factory=list)
+    guesses: list[int] = field(default_factory=list)  # what may follow, computed in this step's pass
     random: torch.Generator | None = None
     outbox: "SimpleQueue[Delivery]" = field(default_factory=SimpleQueue)
 
@@ -52,11 +54,11 @@ class DeadlineError(PunaError):
 class Core:
     """Requests, cache and model. Its methods are called by one thread at a time; only `inbox` is anybody's.
 
-    size: blocks of the cache. most: how many requests may run at once. fixed_steps: see `Pace`.
+    size: blocks of the cache. most: how many requests may run at once. fixed_steps: see `Pace`. drafter: who guesses.
     """
 
     def __init__(self, decoder: Decoder, size: CacheSize, *, kv: str | None = None, prefix_cache: bool = True,
-                 most: int = 64, fixed_steps: bool = False) -> None:
+                 most: int = 64, fixed_steps: bool = False, drafter: Drafter | None = None) -> None:
         self.decoder, self.kv = decoder, kv
         chunk = decoder.config.attention_chunk_size if size.local_blocks else None
         self.state = State(BlockStore(size.blocks, size.local_blocks, chunk, BLOCK, prefix_cache), most)
@@ -66,6 +68,7 @@ class Core:
         self.stopping = False  # nobody wants anything any more
         self.pace = Pace(fixed_steps)
         self.meter = Meter()
+        self.speculation = Speculation(drafter) if drafter else None
         self._pool: PagedPool | None = None
 
     def tasks(self) -> list[Task]:
@@ -86,26 +89,35 @@ class Core:
     def step(self) -> bool:
         """Compute something for somebody. False: there is nothing to do, or nothing possible before time passes."""
         state = self.state
-        answers = sum(s.remaining == 1 and not s.paused for s in state.running)
+        going: list[Task] = [s for s in state.running if s.remaining == 1 and not s.paused]  # type: ignore[misc]
         start = time.perf_counter()
-        plan = schedule(state, self.pace.budget(answers), time.monotonic())
+        if self.speculation:
+            price = self.pace.price(len(going))
+            for task in going:
+                room = task.limit - len(task.answer) - 1 if task.sampling else 0
+                task.guesses_wanted = self.speculation.wish(task, room, price)
+        prompts = len(state.running) + len(state.waiting) - len(going)
+        plan = schedule(state, self.pace.budget(len(going), prompts), time.monotonic())
+        for task in going:
+            task.guesses_wanted = 0
         for sequence, reason in plan.ended:
             self._tell(sequence, reason)  # type: ignore[arg-type]
         self.meter.preemptions += len(plan.preempted)
         if not plan.pieces:
             return False
+        begin = time.perf_counter()
+        guesses = self._guess(plan)
+        drafting = time.perf_counter() - begin
         pieces: list[tuple[Task, int]] = list(plan.pieces.items())  # type: ignore[arg-type]
-        answers, tokens = plan.answers, plan.tokens
+        answers, tokens, confirmed = plan.answers, plan.tokens, 0
         for (task, count), rows in zip(pieces, self._run(pieces), strict=True):
             if isinstance(rows, Tensor):
-                state.advance(task, count)
-                task.wanted = max(task.wanted, task.computed)
-                self._deliver(task, rows)
+                confirmed += self._advance(task, count, rows)
             else:
                 self.finish(task, rows)
         seconds = time.perf_counter() - start
-        self.pace.record(answers, tokens - answers, seconds)
-        self.meter.record(answers, tokens, seconds)
+        self.pace.record(answers, tokens - answers, seconds - drafting, guesses, drafting)
+        self.meter.record(answers + confirmed, tokens + guesses, seconds)
         return True
 
     def drop_cancelled(self) -> None:
@@ -114,23 +126,39 @@ class Core:
         for task in self.tasks():
             if task.cancelled:
                 self.state.remove(task)
+                self._forget(task)
 
     def finish(self, task: Task, error: BaseException | None = None) -> None:
         """End a task, free its blocks and tell its reader."""
         self.state.remove(task)
+        self._forget(task)
         task.finished = True
         task.outbox.put(error)
 
     def stats(self) -> Stats:
         """How the engine is doing."""
-        return self.meter.stats(self.state, len(self.inbox))
+        return self.meter.stats(self.state, len(self.inbox), self.speculation)
 
     def _tell(self, task: Task, reason: Reason) -> None:
         error = None if reason == "cancelled" else DeadlineError(
             f"the request took longer than its {task.seconds:g} seconds, in which {len(task.answer)} tokens came; "
             "allow more time, ask for fewer tokens, or try again when fewer requests run")  # fmt: skip
+        self._forget(task)
         task.finished = True
         task.outbox.put(error)
+
+    def _forget(self, task: Task) -> None:
+        if self.speculation:
+            self.speculation.forget(task)
+
+    def _guess(self, plan: Plan) -> int:
+        """Let the drafter fill what was planned for guesses. How many there are."""
+        if not self.speculation or not plan.guesses:
+            return 0
+        found = self.speculation.drafter.guess(plan.guesses)
+        for task, guesses in found.items():
+            task.guesses = guesses  # type: ignore[attr-defined]  # all of them are tasks
+        return sum(map(len, found.values()))
 
     def _run(self, pieces: list[tuple[Task, int]]) -> list[Tensor | BaseException]:
         """Each piece's wanted logits. If the pass fails, each piece is run alone, so that only the guilty fail."""
@@ -152,14 +180,37 @@ class Core:
         for task, count in pieces:
             start = task.computed
             skipped = min(max(task.wanted - start, 0), count)
+            new = [*task.tokens[start : start + count], *task.guesses]
+            count = len(new)
             rows += range(len(ids) + skipped, len(ids) + count)
             counts.append(count - skipped)
-            ids += task.tokens[start : start + count]
+            ids += new
             spans.append(Span(start, count, task.table.full, task.table.local))
         device = self.decoder.device
         logits_1RV = self.decoder(torch.tensor([ids], device=device), cache=Batch(self._pool, spans),
                                   rows=torch.tensor(rows, dtype=torch.long, device=device))
         return logits_1RV[0].to("cpu", torch.float32).split(counts)
+
+    def _advance(self, task: Task, count: int, rows_RV: Tensor) -> int:
+        """Take in what a step computed of a task: its next token, and further ones (returned: how many) as far as its
+        guesses were right. Positions after the first wrong guess count as never computed."""
+        guesses, task.guesses = task.guesses, []
+        self.state.advance(task, count)
+        task.wanted = max(task.wanted, task.computed)
+        if not guesses:
+            self._deliver(task, rows_RV)
+            return 0
+        right = 0
+        for logits_V, guess in zip(rows_RV, [*guesses, None], strict=True):
+            self._deliver(task, logits_V[None])
+            if task.finished or task.tokens[-1] != guess:
+                break
+            right += 1
+            self.state.advance(task, 1)
+            task.wanted = task.computed
+        if self.speculation:
+            self.speculation.learn(task, len(guesses), right)
+        return right
 
     def _deliver(self, task: Task, rows_RV: Tensor) -> None:
         if task.sampling is None:

@@ -18,7 +18,7 @@ from puna.engine.pace import LARGEST
 from puna.engine.reply import ContextLengthError, Inputs, Reply, TokenLogprob
 from puna.engine.sampling import Options, Sampling
 from puna.engine.sizes import CacheSize, cache_size
-from puna.engine.speculation import Drafter, DraftModel, NGrams
+from puna.engine.speculation import drafter_for
 from puna.engine.stats import Stats
 from puna.errors import PunaError
 from puna.family.config import ModelConfig
@@ -82,6 +82,10 @@ def load(
     from puna.engine import sharded
 
     path = resolve(str(name_or_path))
+    if speculate not in (None, False, "ngram") and sharded.processes() > 1:
+        raise PunaError("a model over several processes takes no draft model; use speculate='ngram', or leave it out")
+    if isinstance(speculate, str | Path) and speculate != "ngram":
+        speculate = load(speculate, device, context=context)  # first, so that its memory is counted
     make: Callable[..., Model] = Model
     if sharded.processes() > 1:
         loaded, share = sharded.load_share(path, target, wanted, quantize, expert_parallel)
@@ -90,18 +94,17 @@ def load(
         raise PunaError(f"expert_parallel={expert_parallel} needs several processes; start them with torchrun")
     elif target.type == "cpu":
         source = open_source(path)
+        tokenizer = source.tokenizer()  # first, so that its memory is counted
         needs, cache, weights = planned(source, wanted, quantize, context, kv, memory)
         if tell is not None:
             tell(needs.most(cache))
-        loaded = load_ready(source, target, wanted, quantize, memory=weights)
+        loaded = load_ready(source, target, wanted, quantize, memory=weights, tokenizer=tokenizer)
         give_back()
         make = partial(Model, cache=cache, needs=needs)
     else:
         loaded = load_ready(open_source(path), target, wanted, quantize)
     given = loaded.generation
     defaults = Sampling().with_options({"temperature": given.temperature, "top_p": given.top_p, "top_k": given.top_k})
-    if isinstance(speculate, str | Path) and speculate != "ngram":
-        speculate = load(speculate, device, context=context)
     return make(loaded.model, loaded.tokenizer, defaults=defaults, stop_ids=given.eos_token_ids, context=context,
                 generation=given, kv=kv, prefix_cache=prefix_cache, speculate=speculate)  # fmt: skip
 
@@ -154,6 +157,7 @@ class Model:
         kv: str | None = None,
         prefix_cache: bool = True,
         needs: Needs | None = None,
+        speculate: "Model | str | Literal[False] | None" = None,
     ) -> None:
         self.needs = needs  # of memory, as forecast before loading
         self.decoder = decoder.eval()
@@ -169,7 +173,7 @@ class Model:
             )
         size = cache or cache_size(decoder.config, decoder.dtype, kv, context, decoder.device)
         core = Core(self.decoder, size, kv=kv, prefix_cache=prefix_cache, fixed_steps=not self._threaded,
-                    drafter=self._drafter(speculate))
+                    drafter=drafter_for(speculate, decoder.config.vocab_size))
         self._engine = Engine(core, threaded=self._threaded)
         fits = core.state.blocks.longest
         if context is not None and context > fits:
@@ -182,21 +186,6 @@ class Model:
         self.context_length = min(self._wanted_context, fits)
         of_tokenizer = tokenizer.eos_ids if tokenizer else ()
         self.stop_ids = frozenset((*stop_ids, *decoder.config.eos_token_ids, *of_tokenizer))
-
-    def _drafter(self, speculate: "Model | str | Literal[False] | None") -> Drafter | None:
-        if speculate is None or speculate is False:
-            return None
-        if speculate == "ngram":
-            return NGrams()
-        if not isinstance(speculate, Model):
-            raise PunaError(f"speculate must be None, False, 'ngram' or a draft model, not {speculate!r:.80}")
-        draft, own = speculate.config.vocab_size, self.config.vocab_size
-        if draft != own:
-            raise PunaError(
-                f"the draft model has {draft} tokens, but the model {own}: it must be one of the same vocabulary, such "
-                "as a smaller model of the same generation; or use speculate='ngram'"
-            )
-        return DraftModel(speculate.decoder, speculate.cache_size, speculate.context_length)
 
     @property
     def config(self) -> ModelConfig:

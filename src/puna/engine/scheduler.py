@@ -34,6 +34,7 @@ class Sequence:
     running: bool = False  # holds blocks
     arrival: int = -1  # set on arrival
     stepped: int = -1  # the last step that it took part in
+    guesses_wanted: int = 0  # guessed tokens that the next step should confirm or refute
 
     @property
     def remaining(self) -> int:
@@ -113,9 +114,11 @@ class State:
 
 @dataclass
 class Plan:
-    """One step: how many tokens of which sequences; who was preempted; who left without having finished."""
+    """One step: how many tokens of which sequences, and how many guesses behind them; who was preempted; who left
+    without having finished."""
 
     pieces: dict[Sequence, int] = field(default_factory=dict)
+    guesses: dict[Sequence, int] = field(default_factory=dict)
     preempted: list[Sequence] = field(default_factory=list)
     ended: list[tuple[Sequence, Reason]] = field(default_factory=list)
 
@@ -126,7 +129,7 @@ class Plan:
 
     @property
     def tokens(self) -> int:
-        """Tokens to compute."""
+        """Tokens to compute, without guesses."""
         return sum(self.pieces.values())
 
 
@@ -155,7 +158,8 @@ class _Planner:
         for sequence, count in self.made.pieces.items():
             sequence.stepped = state.step
             weight = ANSWER_WEIGHT if sequence.remaining == 1 else 1
-            state.served[sequence.key] = state.served.get(sequence.key, 0.0) + weight * count
+            guesses = self._guesses(sequence) if sequence.remaining == 1 else 0
+            state.served[sequence.key] = state.served.get(sequence.key, 0.0) + weight * count + guesses
         return self.made
 
     def _end(self, now: float) -> None:
@@ -240,6 +244,19 @@ class _Planner:
                 return
         made.pieces[sequence] = given + count
         self.left -= count
+
+    def _guesses(self, sequence: Sequence) -> int:
+        """Room for guesses, in what nobody else needs: of the budget, the chunk and the blocks."""
+        blocks, start = self.state.blocks, sequence.computed + 1
+        count = min(sequence.guesses_wanted, self.left)
+        if blocks.chunk is not None:  # what is refuted is computed again, and then its chunk must still be there
+            count = min(count, -start % blocks.chunk)
+        if count > 0 and not blocks.reserve(sequence.table, start + count, spare=len(self.state.running)):
+            count = min(count, blocks.room(sequence.table) - start)
+        if count > 0:
+            self.made.guesses[sequence] = count
+            self.left -= count
+        return count
 
     def _preempt_one(self, may: Callable[[Sequence], bool]) -> bool:
         """Preempt the least urgent of the running sequences that `may` be, or one whose reader is behind."""

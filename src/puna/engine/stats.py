@@ -5,6 +5,7 @@ from collections import deque
 from dataclasses import dataclass
 
 from puna.engine.scheduler import State
+from puna.engine.speculation import Speculation
 
 WINDOW = 10.0  # seconds that rates look back
 
@@ -13,7 +14,8 @@ WINDOW = 10.0  # seconds that rates look back
 class Stats:
     """running, waiting: requests now. preemptions: how often one gave its blocks up, so far. hit_rate: share of prompt
     tokens that were found in the cache. tokens_per_second: drawn and computed ones, over the last 10 seconds.
-    step_seconds: mean over these. blocks: of the full layers, held by requests, kept for reuse, and in all."""
+    step_seconds: mean over these. blocks: of the full layers, held by requests, kept for reuse, and in all.
+    proposed, accepted: guessed tokens so far, and how many of them were right."""
 
     running: int
     waiting: int
@@ -26,6 +28,8 @@ class Stats:
     used_blocks: int
     kept_blocks: int
     blocks: int
+    proposed: int = 0
+    accepted: int = 0
 
 
 class Meter:
@@ -36,7 +40,7 @@ class Meter:
         self._recent: deque[tuple[float, int, int, float]] = deque()  # end, answers, tokens, seconds
 
     def record(self, answers: int, tokens: int, seconds: float) -> None:
-        """One step: so many answers got a token, of so many tokens computed."""
+        """One step: so many tokens of answers came, of so many tokens computed."""
         self.steps += 1
         now = time.monotonic()
         self._recent.append((now, answers, tokens, seconds))
@@ -46,7 +50,7 @@ class Meter:
         while self._recent and self._recent[0][0] < now - WINDOW:
             self._recent.popleft()
 
-    def stats(self, state: State, arriving: int) -> Stats:
+    def stats(self, state: State, arriving: int, speculation: Speculation | None) -> Stats:
         """The numbers now. May be called beside a step: they are then those of a moment ago."""
         now = time.monotonic()
         recent = [one for one in tuple(self._recent) if one[0] >= now - WINDOW]
@@ -58,4 +62,5 @@ class Meter:
             tokens_per_second=sum(one[2] for one in recent) / WINDOW,
             step_seconds=sum(one[3] for one in recent) / steps if steps else 0.0, steps=self.steps,
             used_blocks=blocks.full.used, kept_blocks=blocks.full.kept, blocks=blocks.full.count,
+            proposed=speculation.proposed if speculation else 0, accepted=speculation.accepted if speculation else 0,
         )
