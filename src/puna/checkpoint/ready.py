@@ -13,6 +13,7 @@ from puna.model.memory import available_bytes
 from puna.model.on_demand import ExpertCache, OnDemand, expert_cache, held_bytes
 from puna.model.packing import Packer
 from puna.model.quantized import Float8, Quantized, Weight, plain
+from puna.text.tokenizer import Tokenizer
 
 SHARE = 0.7  # of the available memory, for routed experts: the cache for keys and values takes a quarter
 BITS = {None: None, "int8": 8, "int4": 4}
@@ -25,6 +26,7 @@ def load_ready(
     quantize: str | None = None,
     model: Decoder | None = None,
     memory: int | None = None,
+    tokenizer: Tokenizer | None = None,
 ) -> Loaded:
     """A model for the engine, from an opened checkpoint. Memory peaks a few tensors above the packed model.
 
@@ -32,7 +34,8 @@ def load_ready(
     few bits, the final norm's), and bfloat16 with `quantize`. quantize: None keeps each weight's own bits; "int8" and
     "int4" quantise the linear layers that have more. model: what to fill, made on the meta device (default: by the
     source's configuration). memory: bytes that the weights may take (default: SHARE of what is available). Routed
-    experts that don't fit stay in their files and are read when a token needs them, as a note says then.
+    experts that don't fit stay in their files and are read when a token needs them, as a note says then. tokenizer: the
+    source's, where it was read already.
     Raises PunaError as `load` does, and where all but the experts is more than `memory`.
     """
     model = filled(source, device, dtype, quantize, model, memory)
@@ -43,7 +46,7 @@ def load_ready(
     return Loaded(
         model=model.eval(),
         config=source.config,
-        tokenizer=source.tokenizer(),
+        tokenizer=tokenizer or source.tokenizer(),
         generation=source.generation,
         source_format=source.format,
         path=source.path,

@@ -85,7 +85,7 @@ class _Counter(TorchDispatchMode):
     def _should_skip_dynamo(cls) -> bool:
         return False  # nothing is compiled in here, and to say so PyTorch would import its compiler for seconds
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ARG002
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         shortcut = _SHORTCUTS.get(func.overloadpacket)
         out = shortcut(*args) if shortcut else func(*args, **(kwargs or {}))
         for each in out if isinstance(out, tuple | list) else (out,):

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from puna.cli.memory import in_bytes, show_forecast, show_used
 from puna.cli.ranks import refuse_many
 from puna.errors import PunaError
 
@@ -41,6 +42,9 @@ def chat(
     device: str = typer.Option("cpu", "--device", help="Where to run, as torch names it."),
     dtype: str | None = typer.Option(None, "--dtype", help="float32, bfloat16 or float16; default: as stored."),
     context: int | None = typer.Option(None, "--context", help="Cap the context length, in tokens."),
+    quantize: str | None = typer.Option(None, "--quantize", help="Weights in int8 or int4; default: as stored."),
+    kv: str | None = typer.Option(None, "--kv", help="int8 keeps keys and values in 8 bits."),
+    memory: float | None = typer.Option(None, "--memory", min=0.01, help="Most memory to use, in GB."),
 ) -> None:
     """Talk with a model in the terminal.
 
@@ -58,12 +62,14 @@ def chat(
         options = {"temperature": temperature, "top_p": top_p, "max_tokens": max_tokens, "seed": seed,
                    "repetition_penalty": repetition_penalty}  # fmt: skip
         Sampling().with_options(options)  # a wrong flag is told before a long load
-        llama = load(model, device=device, dtype=dtype, context=context)
+        llama = load(model, device=device, dtype=dtype, context=context, quantize=quantize, kv=kv,
+                     memory=in_bytes(memory), tell=show_forecast)  # fmt: skip
     if llama.tokenizer is None:
         raise PunaError(f"chat needs a tokenizer, and {model} has none; use: puna generate {model} --ids 1,2,3")
     if sys.stdin.isatty():
         screen.note("/help lists the commands, Ctrl-D leaves.")
     Session(llama, Conversation(system), options, screen).run()
+    show_used(llama)
 
 
 @dataclass

@@ -1,11 +1,15 @@
 """`puna generate`: one prompt, one answer, on standard output."""
 
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
+from puna.cli.memory import in_bytes, show_forecast, show_used
 from puna.cli.ranks import one_of_many, prints
+
+if TYPE_CHECKING:
+    from puna.engine import Model
 
 
 def generate(
@@ -24,6 +28,9 @@ def generate(
     device: str = typer.Option("cpu", "--device", help="Where to run, as torch names it."),
     dtype: str | None = typer.Option(None, "--dtype", help="float32, bfloat16 or float16; default: as stored."),
     context: int | None = typer.Option(None, "--context", help="Cap the context length, in tokens."),
+    quantize: str | None = typer.Option(None, "--quantize", help="Weights in int8 or int4; default: as stored."),
+    kv: str | None = typer.Option(None, "--kv", help="int8 keeps keys and values in 8 bits."),
+    memory: float | None = typer.Option(None, "--memory", min=0.01, help="Most memory to use, in GB."),
     expert_parallel: int | None = typer.Option(None, "--expert-parallel", min=1,
                                                help="Under torchrun: deal the experts out over this many processes."),
     as_json: bool = typer.Option(False, "--json", help="Print one JSON object when done, instead of streaming."),
@@ -44,8 +51,9 @@ def generate(
         stop=stop or None, ignore_eos=ignore_eos,
     )  # fmt: skip
     Sampling().with_options(options)  # a wrong flag is told before a long load
-    llama = load(model, device=device, dtype=dtype, context=context, expert_parallel=expert_parallel)
     quiet = not prints()
+    llama = load(model, device=device, dtype=dtype, context=context, expert_parallel=expert_parallel, quantize=quantize,
+                 kv=kv, memory=in_bytes(memory), tell=show_forecast)  # fmt: skip
     stream = llama.stream(text_or_ids, **options)
     speaks = llama.tokenizer is not None
     first = True
@@ -59,9 +67,10 @@ def generate(
     if quiet:
         return
     if as_json:
-        _print_json(stream.reply)
+        _print_json(stream.reply, llama)
     else:
         sys.stdout.write("\n")
+    show_used(llama)
 
 
 def _prompt(prompt: str | None, ids: str | None, chat: bool) -> Any:
@@ -82,11 +91,12 @@ def _prompt(prompt: str | None, ids: str | None, chat: bool) -> Any:
     return [{"role": "user", "content": prompt}] if chat else prompt
 
 
-def _print_json(reply: Any) -> None:
+def _print_json(reply: Any, llama: "Model") -> None:
     """One reply as a JSON object on one line."""
     import json
 
     usage = reply.usage
+    forecast, peak = llama.memory_used()
     record = {
         "text": reply.text,
         "token_ids": reply.token_ids,
@@ -96,5 +106,6 @@ def _print_json(reply: Any) -> None:
             "completion_tokens": usage.completion_tokens,
             "total_tokens": usage.total_tokens,
         },
+        "memory": {"forecast": forecast and forecast.record(), "peak": peak},
     }
     sys.stdout.write(json.dumps(record, ensure_ascii=False) + "\n")

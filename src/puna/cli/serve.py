@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from puna.cli.memory import in_bytes, show_forecast, show_used
 from puna.cli.ranks import refuse_many
 from puna.errors import PunaError
 
@@ -21,6 +22,9 @@ def serve(
     context: Annotated[int | None, typer.Option(min=1, help="Cap the context length, in tokens.")] = None,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; as stored by default.")] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps.")] = "cpu",
+    quantize: Annotated[str | None, typer.Option(help="Weights in int8 or int4; as stored by default.")] = None,
+    kv: Annotated[str | None, typer.Option(help="int8 keeps keys and values in 8 bits.")] = None,
+    memory: Annotated[float | None, typer.Option(min=0.01, help="Most memory to use, in GB.")] = None,
 ) -> None:
     """Serve a model over HTTP, in OpenAI's API.
 
@@ -31,7 +35,9 @@ def serve(
     refuse_many("serve")
     listener = _listen(host, port)
     with listener:
-        _serve(listener, model, host, name or model, {"context": context, "dtype": dtype, "device": device})
+        settings = {"context": context, "dtype": dtype, "device": device, "quantize": quantize, "kv": kv,
+                    "memory": in_bytes(memory)}  # fmt: skip
+        _serve(listener, model, host, name or model, settings)
 
 
 def _serve(listener: socket.socket, model: str, host: str, name: str, settings: dict[str, Any]) -> None:
@@ -41,7 +47,8 @@ def _serve(listener: socket.socket, model: str, host: str, name: str, settings: 
     from puna.server.app import LOOPBACK, create_app
 
     local = _is_loopback(host)
-    app = create_app(load(model, **settings), name, hosts=(*LOOPBACK, host) if local else None)
+    llama = load(model, tell=show_forecast, **settings)
+    app = create_app(llama, name, hosts=(*LOOPBACK, host) if local else None)
     if not local:
         typer.secho(f"Warning: {host} can be reached from other machines, and there is no authentication yet: whoever "
                     "reaches this port can use the model. Use 127.0.0.1, or put a proxy with a password in front.",
@@ -50,6 +57,7 @@ def _serve(listener: socket.socket, model: str, host: str, name: str, settings: 
     typer.echo(f"Serving {name} at http://{address}:{listener.getsockname()[1]}/v1")
     config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=GRACE_SECONDS)
     uvicorn.Server(config).run(sockets=[listener])
+    show_used(llama)
 
 
 def _listen(host: str, port: int) -> socket.socket:

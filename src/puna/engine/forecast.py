@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from puna.checkpoint.source import Source
 
 LIBRARIES = 10_000_000  # bytes of code and buffers that the first answer brings in, measured with a tiny model
-TOKEN_BYTES = 500  # of one token of a vocabulary in a tokenizer, measured
 MOST = 64  # requests that run at once (`Core`)
 GROUP = 32  # inputs that share a scale of activations at least, in the kernels' scratch
 
@@ -84,14 +83,15 @@ class Needs:
 
     @classmethod
     def of(cls, source: "Source", dtype: torch.dtype | None, quantize: str | None, kv: str | None) -> "Needs":
-        """By rehearsing the load of an opened checkpoint on the CPU; arguments as for `puna.load`.
+        """By rehearsing the load of an opened checkpoint on the CPU; arguments as for `puna.load`. What the process
+        holds by now counts, so its tokenizer should be read before.
 
         Raises PunaError where loading would, as far as shapes and types tell.
         """
         from puna.checkpoint.rehearsal import rehearse
 
         found = rehearse(source, dtype, quantize)
-        process = resident() + LIBRARIES + TOKEN_BYTES * source.config.vocab_size
+        process = resident() + LIBRARIES
         return cls(source.config, found.dtype, kv, found.weights, found.peak, process)
 
     def forecast(self, context: int, requests: int = 1) -> Forecast:
@@ -210,8 +210,9 @@ def _advice(fewer: Fewer, context: int, room: int) -> str:
     totals = {name: needs.forecast(context).total for name, needs in fewer().items()}
     fits = [f"{name} needs {total / 1e9:.2f} GB" for name, total in totals.items() if total <= room]
     least = min(totals, key=lambda name: totals[name])
-    return f"That fits: {', '.join(fits)}." if fits else (
-        f"Even {least} needs {totals[least] / 1e9:.2f} GB: take a smaller model, or a machine with more memory.")
+    if fits:
+        return f"That fits: {', '.join(fits)}."
+    return f"Even {least} needs {totals[least] / 1e9:.2f} GB: take a smaller model, or more memory."
 
 
 def planned(

@@ -1,0 +1,32 @@
+"""What commands that load a model say about memory, on standard error: the forecast before, what was used after."""
+
+import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from puna.engine import Model
+    from puna.engine.forecast import Forecast
+
+
+def in_bytes(gigabytes: float | None) -> int | None:
+    """`--memory`, as `puna.load` takes it."""
+    return None if gigabytes is None else int(gigabytes * 1e9)
+
+
+def show_forecast(forecast: "Forecast") -> None:
+    """One line before anything is loaded. The cache counts in full, though it takes memory only as it fills."""
+    import torch
+
+    from puna.model.memory import available_bytes
+
+    free = available_bytes(torch.device("cpu")) / 1e9
+    print(f"{forecast.needed}; {free:.1f} GB free", file=sys.stderr)
+
+
+def show_used(llama: "Model") -> None:
+    """One line at the end: what was forecast for the cache that was filled, and the real peak."""
+    forecast, peak = llama.memory_used()
+    if forecast is not None and peak:
+        off = forecast.total / peak - 1
+        print(f"memory: forecast {forecast.total / 1e9:.2f} GB for {forecast.context:,} tokens in the cache, "
+              f"peak {peak / 1e9:.2f} GB ({off:+.1%})", file=sys.stderr)  # fmt: skip
