@@ -229,6 +229,10 @@ class Model:
         """How the engine is doing: requests, rates, cache."""
         return self._engine.stats()
 
+    def expert_load(self) -> dict[int, list[int]]:
+        """Of each layer with routed experts, by its number: how many tokens every expert has served so far."""
+        return self.decoder.expert_load()
+
     def generate(self, prompt: Prompt, **options: Unpack[Options]) -> Reply:
         """One whole answer. See `Sampling` for the options, `stream` for prompts and errors."""
         reply = None

@@ -71,6 +71,11 @@ class Decoder(nn.Module):
         """Logits [B, S, V] of final states."""
         return self.embed_tokens.project(x_BSD) if self.lm_head is None else self.lm_head(x_BSD)
 
+    def expert_load(self) -> dict[int, list[int]]:
+        """Of each layer with experts, by its number: how many tokens every expert has served so far."""
+        mixtures = ((at, block.get_submodule("feed_forward")) for at, block in enumerate(self.layers))
+        return {at: mixture.load_E.tolist() for at, mixture in mixtures if isinstance(mixture, MixtureOfExperts)}
+
     def new_cache(self) -> Cache:
         """An empty cache for one batch of equally long rows."""
         return Cache(self.config)

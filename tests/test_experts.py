@@ -1,0 +1,85 @@
+"""The mixture of experts: few rows and many give the same bits, and every token is counted."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import tiny
+from puna.family.config import ModelConfig
+from puna.model import Decoder
+from puna.model.feedforward import MixtureOfExperts
+from puna.model.native import kernels
+from puna.model.packing import pack
+
+torch.set_num_threads(1)
+needs_kernels = pytest.mark.skipif(kernels() is None, reason="the compiled kernels were not built")
+
+
+def config(top_k: int) -> ModelConfig:
+    return tiny.CONFIGS["scout"].with_(num_experts=6, num_experts_per_token=top_k, hidden_size=64, head_dim=16)
+
+
+def mixture(top_k: int, bits: int | None, dtype: torch.dtype) -> MixtureOfExperts:
+    decoder = tiny.decoder(config(top_k), dtype=dtype)
+    pack(decoder, bits)
+    found = decoder.get_submodule("layers.1.feed_forward")
+    assert isinstance(found, MixtureOfExperts)
+    return found
+
+
+@needs_kernels
+@pytest.mark.parametrize("top_k", [1, 2, 3])
+@pytest.mark.parametrize(
+    ("bits", "dtype"), [(None, torch.float32), (None, torch.bfloat16), (8, torch.bfloat16), (4, torch.bfloat16)]
+)
+def test_a_row_alone_has_the_bits_that_it_has_among_others(top_k: int, bits: int | None, dtype: torch.dtype) -> None:
+    layer = mixture(top_k, bits, dtype)
+
+    @settings(max_examples=40, deadline=None)
+    @given(rows=st.integers(1, 40), seed=st.integers(0, 10**6))
+    def check(rows: int, seed: int) -> None:
+        x = torch.randn(1, rows, 64, generator=torch.Generator().manual_seed(seed)).to(dtype)
+        with torch.no_grad():
+            together = layer(x)
+            alone = torch.cat([layer(x[:, i : i + 1]) for i in range(rows)], 1)
+            cut = seed % rows
+            halves = torch.cat([layer(part) for part in (x[:, :cut], x[:, cut:]) if part.shape[1]], 1)
+        assert torch.equal(together, alone)
+        assert torch.equal(together, halves)
+
+    check()
+
+
+@pytest.mark.parametrize("top_k", [1, 2, 3])
+@pytest.mark.parametrize("rows", [1, 2, 33])
+def test_it_is_the_sum_of_what_its_choices_give(top_k: int, rows: int) -> None:
+    layer = tiny.decoder(config(top_k), dtype=torch.float64).get_submodule("layers.1.feed_forward")
+    assert isinstance(layer, MixtureOfExperts)
+    x = torch.randn(1, rows, 64, dtype=torch.float64, requires_grad=True)
+    expected = layer.shared_expert(x)
+    weights = layer.experts.get_parameter("gate_up_proj"), layer.experts.get_parameter("down_proj")
+    for row in range(rows):
+        logits, chosen = layer.router(x[0, row]).topk(top_k)
+        for logit, expert in zip(logits.float().sigmoid().double(), chosen.tolist(), strict=True):
+            gate, up = (x[0, row] * logit @ weights[0][expert]).chunk(2)
+            routed = torch.nn.functional.silu(gate) * up @ weights[1][expert]
+            expected = expected.index_add(1, torch.tensor([row]), routed[None, None])
+    found = layer(x)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)  # the gate is a float32
+    for one, other in zip(torch.autograd.grad(found.sum(), [x, *weights]),
+                          torch.autograd.grad(expected.sum(), [x, *weights]), strict=True):  # fmt: skip
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
+def test_the_load_counts_every_token_once_for_each_choice() -> None:
+    decoder = tiny.decoder(config(2))
+    assert decoder.expert_load() == {layer: [0] * 6 for layer in range(4)}
+    decoder(tiny.token_ids(decoder.config, 20))
+    decoder(tiny.token_ids(decoder.config, 1))
+    load = decoder.expert_load()
+    assert all(sum(counts) == 42 for counts in load.values())
+    assert len({tuple(counts) for counts in load.values()}) > 1  # layers choose differently
+    assert Decoder(tiny.CONFIGS["llama3.1"]).expert_load() == {}
+    assert list(tiny.decoder("maverick").expert_load()) == [1, 3]
