@@ -78,8 +78,10 @@ def main() -> None:
         case = Case(*one)
         promised, peak = promised_and_peak(case, args.threads)
         errors.append(promised / peak - 1)
-        rows.append(f"| {case.shape}, {case.bits}, context {case.context}, batch {case.batch} "
-                    f"| {promised / 1e9:.3f} GB | {peak / 1e9:.3f} GB | {errors[-1]:+.1%} |")
+        rows.append(
+            f"| {case.shape}, {case.bits}, context {case.context}, batch {case.batch} "
+            f"| {promised / 1e9:.3f} GB | {peak / 1e9:.3f} GB | {errors[-1]:+.1%} |"
+        )
         print(rows[-1], flush=True)
     print(f"largest error {max(errors, key=abs):+.1%}")
     write_rows(Path(__file__), f"Forecast of memory, {len(rows)} cases", rows, machine(), notes=NOTES,

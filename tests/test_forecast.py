@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from tiny import CONFIGS, decoder
 
 from puna.checkpoint import open_source, save
 from puna.checkpoint.ready import load_ready
@@ -12,6 +11,7 @@ from puna.engine.forecast import Needs, cache_bytes, resident, work_bytes
 from puna.engine.sizes import CacheSize
 from puna.errors import PunaError
 from puna.model.paged import BLOCK, PagedPool
+from tiny import CONFIGS, decoder
 
 
 @pytest.fixture(scope="module", params=["llama2", "maverick"])
