@@ -12,7 +12,7 @@ from puna.engine import CacheSize, Model, Reply
 from puna.engine.core import Core
 from puna.engine.pace import Pace
 from puna.engine.scheduler import Sequence
-from puna.engine.speculation import CAUGHT_UP, MOST, PAUSES, TRIAL, Chance, DraftModel, NGrams, _Index
+from puna.engine.speculation import MOST, PAUSES, TRIAL, Chance, DraftModel, NGrams, _Index
 from puna.errors import PunaError
 from puna.family.config import ModelConfig
 from puna.model.packing import pack
@@ -137,11 +137,11 @@ def test_a_loop_is_guessed_and_takes_fewer_steps() -> None:
 
 def test_a_schema_is_followed_with_guesses() -> None:
     schema = {"type": "object", "required": ["names"], "additionalProperties": False,
-              "properties": {"names": {"type": "array", "items": {"enum": ["alpaca", "llama"]}, "minItems": 6,
-                                       "maxItems": 12}}}  # fmt: skip
+              "properties": {"names": {"type": "array", "items": {"enum": ["alpaca", "llama"]}, "minItems": 3,
+                                       "maxItems": 6}}}  # fmt: skip
     plain, guessing = (puna.load("cria", speculate=speculate) for speculate in (None, "ngram"))
     for temperature in (0.0, 1.0):
-        one, other = (llama.generate("Some names: ", schema=schema, temperature=temperature, seed=1, max_tokens=120,
+        one, other = (llama.generate("Some names: ", schema=schema, temperature=temperature, seed=1, max_tokens=50,
                                      logprobs=1, stop=["zzz"]) for llama in (plain, guessing))  # fmt: skip
         assert one == other
     assert guessing.stats().accepted > 0
@@ -154,9 +154,8 @@ def test_the_number_of_guesses_follows_chance_and_price() -> None:
         count = chance.count(0.05)
         chance.learn(count, count)
     assert chance.count(0.05) == MOST
-    assert chance.count(0.5) < MOST
     assert chance.count(1.0) == 0, "a guess that takes as long as a token never pays"
-    for _ in range(20):
+    for _ in range(60):
         chance.learn(4, 1)
     assert 1 <= chance.count(0.2) <= 2
     assert chance.count(0.6) == 0
@@ -241,7 +240,7 @@ def test_a_draft_model_says_what_it_would_say_alone(kind: str) -> None:
     plain = decoder(config)
     drafter = DraftModel(plain, CacheSize(64, 8 if config.attention_chunk_size else 0), 1000)
     rng = random.Random(2)
-    sequences = [Sequence([rng.randrange(96) for _ in range(length)], 0) for length in (1, 30, 600, 990)]
+    sequences = [Sequence([rng.randrange(96) for _ in range(length)], 0) for length in (1, 30, 600, 960)]
     for step in range(12):
         wanted = {sequence: rng.randint(1, 5) for sequence in sequences}
         found = drafter.guess(wanted)
@@ -257,7 +256,8 @@ def test_a_draft_model_says_what_it_would_say_alone(kind: str) -> None:
             right = rng.randint(0, len(guesses))
             sequence.tokens += [*guesses[:right], rng.randrange(96)]
             del sequence.tokens[1000:]
-        assert (sequences[2] in found) == (step >= 1 + (CAUGHT_UP < 600)) or step > 4
+        if step in (0, 3):  # long ones are read bit by bit
+            assert {sequence in found for sequence in sequences[2:]} == {step == 3}
     for sequence in sequences:
         drafter.forget(sequence)
     assert drafter._blocks.full.used == drafter._blocks.local.used == 0
