@@ -157,6 +157,8 @@ class Expressions(ABC):
         for arg in node.args:
             if node.raw == "ERROR" or arg.kind in ("block", "if", "return", "throw", "exit"):
                 self.block([arg], env, scope)  # by itself: what follows in broken code is reached all the same
+            elif arg.kind == "assign":
+                self.evaluate(arg, env, scope)  # a comprehension's loop: its value is its body's
             else:
                 values.append(self.evaluate(arg, env, scope))
         if len(values) == 1:

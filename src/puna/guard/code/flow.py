@@ -15,6 +15,8 @@ from puna.guard.code.scope import Call, Env, Listener, Scope
 from puna.guard.code.value import MAX_PATHS, Atom, Value, cleaned, either, join_atoms
 from puna.guard.code.view import Node
 
+LATE = frozenset({"catch", "function", "class"})  # walked even where the statements before them leave
+FINALLY = frozenset({"finally_clause", "ensure", "finally_block"})
 MAX_FOLLOWED = 40  # calls of helpers with input that are followed, per file
 
 
@@ -32,14 +34,12 @@ class Flow(Expressions):
         for node in self.root.walk():
             if node.kind == "function" and node.name:
                 self.functions.setdefault(node.name, node)
-        scope = Scope(function=None)
+        scope = Scope(function=None, top=self.root)
         scope._calls = frozenset(
             n.base.path() or n.base.name for n in self.root.walk() if n.kind == "call" and n.base is not None
         )
         self.listener.enter(scope)
-        env: Env = {}
-        for node in self.root.body if self.root.kind == "block" else [self.root]:
-            self.block([node], env, scope)  # a `return` in a fragment doesn't end it
+        self.block([self.root], {}, scope)
         followed = 0
         while self.pending and followed < MAX_FOLLOWED and not self.budget.spent:
             function, env, outer, values = self.pending.pop(0)
@@ -49,26 +49,30 @@ class Flow(Expressions):
     # ---- statements
 
     def block(self, nodes: list[Node], env: Env, scope: Scope) -> bool:
-        """Walk statements in order, changing `env`. True if the end isn't reached (return, throw, exit)."""
+        """Walk statements in order, changing `env`. True if the end isn't reached (return, throw, exit). What stands
+        after that is walked only where it is reached in another way (handlers, definitions), or in a fragment of
+        code without its function's head."""
+        ended = False
         for node in nodes:
             kind = node.kind
+            if ended and scope.function is not None and kind not in LATE and node.raw not in FINALLY:
+                continue
             if kind == "block":
-                if self.block(node.body, env, scope):
-                    return True
+                ended = self.block(node.body, env, scope) or ended
             elif kind == "if":
-                if self.branch(node, env, scope):
-                    return True
+                ended = self.branch(node, env, scope) or ended
             elif kind in ("return", "throw", "exit"):
                 values = [self.evaluate(a, env, scope) for a in node.args]
                 if kind == "return" and values:
                     scope.returns.append(either(values))
                     self.listener.result(node, scope.returns[-1], scope)
-                return True
+                ended = True
             elif kind == "call":
                 self.call(node, env, scope, used=False)
             else:
                 self.evaluate(node, env, scope)
-        return False
+                ended = ended and kind != "catch"  # a handler may go on after the try
+        return ended
 
     def branch(self, node: Node, env: Env, scope: Scope) -> bool:
         test = node.args[0]
@@ -229,18 +233,18 @@ class Flow(Expressions):
         receiver and arguments."""
         node, paths, receiver, args = call.node, call.paths, call.receiver, call.args
         strings.write(self.known, call, env)
-        for purpose, patterns in self.known.cleaners.items():
-            if patterns.match(paths):
-                inputs = [*([receiver] if receiver is not None else []), *args]
-                return cleaned(
-                    Value(
-                        tuple(p + "()" for p in paths),
-                        atoms=join_atoms(inputs),
-                        node=node,
-                        text=args[0].text if args and purpose != "all" else None,
-                    ),
-                    purpose,
-                )
+        purposes = [purpose for purpose, patterns in self.known.cleaners.items() if patterns.match(paths)]
+        if purposes:
+            inputs = [*([receiver] if receiver is not None else []), *args]
+            value = Value(
+                tuple(p + "()" for p in paths),
+                atoms=join_atoms(inputs),
+                node=node,
+                text=args[0].text if args and "all" not in purposes else None,
+            )
+            for purpose in purposes:
+                value = cleaned(value, purpose)
+            return value
         composed = strings.composed(self.known, call)
         if composed is not None:
             self.listener.text(node, composed, scope)

@@ -120,6 +120,7 @@ TABLE: dict[str, L.Handler] = {
     "lambda": S.function(),
     "named_expression": S.assign("name", "value"),
     "expression_statement": L.inner(),
+    "exec_statement": L.pseudo_call("exec"),
     "assignment": S.assign(),
     "augmented_assignment": S.assign(),
     "function_definition": S.function(),
