@@ -9,6 +9,9 @@ Runtime.getRuntime().exec    a call inside a path is written `()`, an index `[]`
 
 import re
 from collections.abc import Iterable
+from functools import lru_cache
+
+MAX_SEEN = 4096  # paths whose answer a set of patterns remembers
 
 
 def expand(text: str) -> list[str]:
@@ -23,6 +26,7 @@ def expand(text: str) -> list[str]:
     ]
 
 
+@lru_cache(8192)
 def last_name(path: str) -> str:
     """The last segment without `()` and `[]`: the key under which patterns are looked up."""
     end = path.rstrip("()[]")
@@ -44,6 +48,7 @@ class Patterns:
             else:
                 exact.setdefault(name, []).append(compiled)
         self.exact = exact
+        self.seen: dict[str, bool] = {}
 
     def names(self) -> set[str] | None:
         """The last segments that can match; None if any can."""
@@ -52,13 +57,17 @@ class Patterns:
     def match(self, paths: Iterable[str]) -> bool:
         """Whether one of the paths (they name the same thing) matches one of the patterns."""
         for path in paths:
-            for pattern in self.exact.get(last_name(path), ()):
-                if pattern.fullmatch(path):
-                    return True
-            for pattern in self.loose:
-                if pattern.fullmatch(path):
-                    return True
+            held = self.seen.get(path)
+            if held is None:
+                if len(self.seen) > MAX_SEEN:
+                    self.seen = {}
+                held = self.seen[path] = self._matches(path)
+            if held:
+                return True
         return False
+
+    def _matches(self, path: str) -> bool:
+        return any(p.fullmatch(path) for p in (*self.exact.get(last_name(path), ()), *self.loose))
 
 
 def _compile(text: str) -> re.Pattern[str]:
