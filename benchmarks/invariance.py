@@ -77,6 +77,20 @@ def differing(expected: Sequence[Answer], found: Sequence[Answer]) -> int:
     return sum(a != b for a, b in zip(expected, found, strict=True))
 
 
+def eager(llama: Model) -> Model:
+    """Guesses in every step, whether that pays or not: else such short answers would have hardly any."""
+    speculation = llama._engine.core.speculation
+    assert speculation is not None
+    speculation.wish = lambda _sequence, room, _price: min(4, room)  # type: ignore[method-assign]
+    return llama
+
+
+def guessed(llama: Model) -> str:
+    """How many guesses there were so far."""
+    stats = llama.stats()
+    return f"{stats.accepted:,} of {stats.proposed:,} guesses right so far"
+
+
 def measure(name: str, count: int, model: str) -> list[str]:
     """The rows of one width."""
     options = BITS[name]
@@ -100,14 +114,15 @@ def measure(name: str, count: int, model: str) -> list[str]:
     row("prefix cached, 32 at once", found, f"{cached.stats().hit_rate:.0%} found so far")
     config = plain.config
     blocks = 14  # of 32 tokens, for 32 requests of up to 6 each
-    tight = Model(plain.decoder, plain.tokenizer, context=512 if config.context_length > 512 else None,
+    tight = Model(plain.decoder, plain.tokenizer,
                   cache=CacheSize(blocks, blocks if config.attention_chunk_size else 0))  # fmt: skip
     found = together(tight, work)
     row("preempted, 32 at once", found, f"{tight.stats().preemptions:,} preemptions")
-    guessing = puna.load(model, context=512, speculate="ngram", **options)
-    row("n-gram speculation, 32 at once", together(guessing, work))
-    drafted = puna.load(model, context=512, speculate=puna.load(model, context=512, quantize="int4"), **options)
-    row("draft model (its own int4 form)", [answer(drafted, case) for case in work])
+    guessing = eager(puna.load(model, context=512, speculate="ngram", **options))
+    row("n-gram speculation, 32 at once", together(guessing, work), guessed(guessing))
+    row("n-gram speculation, one by one", [answer(guessing, case) for case in work], guessed(guessing))
+    drafted = eager(puna.load(model, context=512, speculate=puna.load(model, context=512, quantize="int4"), **options))
+    row("draft model (its own int4 form)", [answer(drafted, case) for case in work], guessed(drafted))
     return rows
 
 
