@@ -1,9 +1,9 @@
 """Very long contexts on a small machine: a tiny Llama-4-style model (three chunked layers, one that sees everything).
 
 1. It really prefills `--tokens` tokens, through `puna.load` and `stream`; the time, and the memory against what the
-   cache's arithmetic says.
-2. For ten million tokens the cache is filled with seeded keys and values instead, 32 tokens are decoded across a chunk's
-   edge, and their logits are compared with attention computed block by block in float64. The prefill time is then
+   arithmetic of cache and prompt says.
+2. For ten million tokens the cache is filled with seeded keys and values instead, 32 tokens are decoded across an edge
+   of a chunk, and their logits are compared with attention computed block by block in float64. The prefill time is then
    extrapolated: fitted to the measured pieces as a + b * position, and said to be so.
 
 Rotations are float32 in both, as the models were trained: at position 10^7 float32 angles differ from float64's.
@@ -150,7 +150,8 @@ def prefill(tokens: int) -> tuple[float, list[tuple[int, float]], int, int]:
         grown = process.memory_info().rss - before
         full, local = PagedPool.block_bytes(CONFIG, torch.float32)
         chunk = blocks_for(CHUNK) - blocks_for(2048)
-        return seconds, curve, grown, (blocks_for(tokens) - blocks_for(2048)) * full + chunk * local
+        ids_bytes = 8 * tokens  # the engine's own list of the prompt
+        return seconds, curve, grown, (blocks_for(tokens) - blocks_for(2048)) * full + chunk * local + ids_bytes
 
 
 def extrapolated(curve: list[tuple[int, float]], tokens: int) -> float:
@@ -175,8 +176,8 @@ def main() -> None:
     rows = [
         f"| prefill of {given.tokens:,} tokens | {seconds / 60:.1f} min | {given.tokens / seconds:,.0f} tokens/s |",
         f"| memory it took | {grown / 1e6:.0f} MB | forecast {forecast / 1e6:.0f} MB ({grown / forecast - 1:+.1%}) |",
-        f"| decode at {given.far:,} tokens (cache filled with seeded values, {size:.2f} GB) | {each * 1e3:.0f} ms a token "
-        f"| {size / each:.1f} GB/s |",
+        f"| decode at {given.far:,} tokens (cache filled with seeded values, {size:.2f} GB) | {each * 1e3:.0f} ms a token"
+        f" | {size / each:.1f} GB/s |",
         f"| largest difference to float64 there, {DECODED} tokens | {worst:.1e} | of the largest logit |",
         f"| prefill of {given.far:,} tokens, extrapolated (a n + b n^2), not run | {far / 3600:.1f} h | |",
     ]
