@@ -27,6 +27,7 @@ from serving import NAME, TEXTS, Scripted, serving
 
 torch.set_num_threads(1)
 DOCS = Path(__file__).parents[1] / "docs" / "errors.md"
+FORECAST = re.compile(r"needs [\d.]+ GB: weights [^;]*; [\d.]+ GB free")
 COMMANDS = [*FILES, *TRAINING, *FLAGS]
 # Of all kinds of end: a file's error, a flag's, one before anything is loaded, wrong usage.
 IN_A_PROCESS = [case for case in COMMANDS if case.wrong in (
@@ -41,13 +42,15 @@ def prepared(case: Command, here: Path) -> tuple[list[str], object]:
 
 
 def words(stderr: str, here: Path) -> str:
-    """What a user reads, on one line: without usage hints and frames, and with variable names made constant."""
+    """What a user reads, on one line: without usage hints, frames and the forecast of memory, which comes before what
+    goes wrong after it, and with variable names made constant."""
     text = stderr.replace(str(here), HOME)
     if (here / "PORT").exists():
         text = text.replace((here / "PORT").read_text(), "PORT")
     text = re.sub(r"(?<=byte )\d{3,}|\d{3,}(?= bytes)|(?<=file at )\d+", "N", text)
     lines = [line.strip("│╭╮╰╯─ ") for line in text.splitlines() if not line.startswith((" Usage", "Usage"))]
     lines = [line for line in lines if line not in ("", "Error") and not line.startswith("Try 'puna")]
+    lines = [line for line in lines if not FORECAST.fullmatch(line)]
     return " ".join(lines)
 
 

@@ -151,7 +151,9 @@ PARAMS |= {"multiple_of": 256, "norm_eps": 1e-5, "rope_theta": 500000.0, "use_sc
 def params(tmp_path: Path, fields: dict[str, Any], shapes: dict[str, tuple[int, ...]], ranks: int = 1) -> ModelConfig:
     path = tmp_path / "params.json"
     path.write_text(json.dumps(fields))
-    return read_params(path, shapes, ranks)
+    config, quantisation = read_params(path, shapes, ranks)
+    assert quantisation is None
+    return config
 
 
 def test_meta_scaling_depends_on_the_model(tmp_path: Path) -> None:

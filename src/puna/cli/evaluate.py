@@ -9,9 +9,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-app = typer.Typer(
-    no_args_is_help=True, add_completion=False, rich_markup_mode="rich", help="Measure models and guards."
-)
+app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode="rich")
 
 
 class Half(StrEnum):
@@ -20,7 +18,7 @@ class Half(StrEnum):
     held_out = "held-out"
 
 
-@app.callback()
+@app.callback(epilog="Example: puna evaluate code-guard shared/data/guard")
 def _root() -> None:
     """Measure models and guards, with confidence intervals."""
 

@@ -71,7 +71,7 @@ def load(
     if kv not in (None, "int8"):
         raise PunaError(f"kv must be None or 'int8', not {kv!r}")
     if quantize not in (None, "int8", "int4"):
-        raise PunaError(f"quantize must be None, 'int8' or 'int4', not {quantize!r}")
+        raise PunaError(f"quantize {quantize!r} is not known; use int8 or int4, or leave it out")
     if not isinstance(prefix_cache, bool):
         raise PunaError(f"prefix_cache must be True or False, not {prefix_cache!r}")
     target = _device(device)
