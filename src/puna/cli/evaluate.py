@@ -18,12 +18,12 @@ class Half(StrEnum):
     held_out = "held-out"
 
 
-@app.callback(epilog="Example: puna evaluate code-guard shared/data/guard")
+@app.callback(epilog="Example: puna evaluate code-guard guard-data/")
 def _root() -> None:
     """Measure models and guards, with confidence intervals."""
 
 
-@app.command("code-guard", no_args_is_help=True, epilog="Example: puna evaluate code-guard shared/data/guard")
+@app.command("code-guard", no_args_is_help=True, epilog="Example: puna evaluate code-guard guard-data/")
 def code_guard(
     data: Path = typer.Argument(
         ..., metavar="DATA", help="A JSONL file (plain or .xz) of labelled code, or a folder of them."

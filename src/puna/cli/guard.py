@@ -31,7 +31,7 @@ class Confidence(StrEnum):
     high = "high"
 
 
-@app.callback()
+@app.callback(epilog="Example: puna guard code src/")
 def _root() -> None:
     """Judge what goes in and comes out: insecure code."""
 

@@ -114,9 +114,3 @@ def variant(name: str, source: bytes) -> str:
     if name == "typescript" and (b"</" in source or b"/>" in source):
         return "tsx"
     return name
-
-
-def view(source: bytes, name: str):  # type: ignore[no-untyped-def]
-    from puna.guard.code.parsing import view
-
-    return view(source, name)
