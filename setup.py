@@ -1,4 +1,4 @@
-"""The compiled kernels: an optional extension. Without a compiler, or on another processor, puna runs on PyTorch alone."""
+"""The compiled kernels: an optional extension. Without a compiler, or on another processor, puna uses PyTorch alone."""
 
 import platform
 
@@ -13,8 +13,10 @@ X86 = platform.machine() in ("x86_64", "AMD64")
 KERNELS = Extension(
     "puna.model.native._kernels",
     sources=[FOLDER + "avx512.c", FOLDER + "avx2.c"],
-    depends=[FOLDER + name for name in ("simd.h", "linear.c", "elementwise.c", "quantize.c", "attention.c", "records.c",
-                                          "rotary.c")],
+    depends=[
+        FOLDER + name
+        for name in ("simd.h", "linear.c", "elementwise.c", "quantize.c", "attention.c", "records.c", "rotary.c")
+    ],
     extra_compile_args=["-O3", "-g0", "-std=gnu11", "-fopenmp", "-ffp-contract=off", "-fno-math-errno", "-Wno-psabi"],
     optional=True,
 )

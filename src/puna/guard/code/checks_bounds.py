@@ -7,13 +7,24 @@ from puna.guard.code.checks import check
 from puna.guard.code.checks_memory import Facts, bare, called, facts, leaves
 from puna.guard.code.view import Node
 
-_COUNT = re.compile(r"(?i)(^|_)(n|num|nr|max|count|size|len|length|number|total|limit)(_|$|[A-Z])|^(n|num|max)[A-Z_]\w*|(count|size|length|number|_max|_num|_cnt)s?$|^MAX_|_MAX$")
+_COUNT = re.compile(
+    r"(?i)(^|_)(n|num|nr|max|count|size|len|length|number|total|limit)(_|$|[A-Z])|^(n|num|max)[A-Z_]\w*|(count|size|length|number|_max|_num|_cnt)s?$|^MAX_|_MAX$"
+)
 _COUNTED_CALL = re.compile(r"^(size|length|count|ARRAY_SIZE|NELEMS|G_N_ELEMENTS|nitems|_countof|num_\w+)$")
 _WIRE = re.compile(
     r"^(ntoh[sl]l?|(be|le)(16|32|64)_?to_?(cpu|h|host)p?|(be|le)(16|32|64)toh|get_unaligned_\w+|av_rb\w+|AV_R[BL]\d+|avio_r[bl]\d+|Stream_Read_U?INT\d+|ReadBlob\w*(Long|Short)|ReadProfile\w*(Long|Short)|ReadProperty\w*(Long|Short)|r_read_[bl]e\d+|GUINT\d+_FROM_[BL]E|bytestream2?_get_\w+|rfbClientSwap\d+IfLE|Swap\d+IfLE|READ_\w*(16|32)|DNS_RR_LEN|UINT)$"
 )
 _TEXT_NUMBER = re.compile(r"^(atoi|atol|atoll|strtol|strtoul|strtoll|strtoull)$")
-_COPIES = {"memcpy": 2, "memmove": 2, "strncpy": 2, "read": 2, "recv": 2, "bcopy": 2, "memset": 2, "ReadFromRFBServer": 2}
+_COPIES = {
+    "memcpy": 2,
+    "memmove": 2,
+    "strncpy": 2,
+    "read": 2,
+    "recv": 2,
+    "bcopy": 2,
+    "memset": 2,
+    "ReadFromRFBServer": 2,
+}
 _ALLOCATES = re.compile(r"(?i)alloc|^kmalloc|^vmalloc|^kzalloc|^mallocf?$|_mallocf?$|^alloca$|^_alloca$")
 _SAFE_ALLOCATES = re.compile(r"(?i)array|calloc|overflow|checked|^size_|^AcquireQuantum|reallocarray|_n$|^mxCalloc")
 
@@ -85,20 +96,31 @@ def _spans_array(limit: Node, index: str, loop: Node, known: Facts) -> bool:
     limit = bare(limit)
     for part in loop.body:
         for node in part.walk():
-            if node.kind == "index" and node.base is not None and len(node.args) == 1 and bare(node.args[0]).path() == index:
+            if (
+                node.kind == "index"
+                and node.base is not None
+                and len(node.args) == 1
+                and bare(node.args[0]).path() == index
+            ):
                 declared = known.arrays.get(node.base.path())
                 if declared is not None and declared.kind == limit.kind:
                     if declared.kind == "number" and declared.value == limit.value:
                         return True
                     if declared.kind == "name" and declared.name == limit.name:
                         return True
-                if limit.kind == "call" and called(limit) in ("size", "length") and limit.base is not None and limit.base.base is not None and limit.base.base.path() == node.base.path():
+                if (
+                    limit.kind == "call"
+                    and called(limit) in ("size", "length")
+                    and limit.base is not None
+                    and limit.base.base is not None
+                    and limit.base.base.path() == node.base.path()
+                ):
                     return True
     return False
 
 
 def _taken(known: Facts, pattern: re.Pattern[str]) -> Iterable[tuple[Node, str, str]]:
-    """(node, path, call) of everything assigned from a call, or written by a macro, that gives a number from outside."""
+    """(node, path, call) of all assigned from a call, or written by a macro, that gives a number from outside."""
     for node in known.nodes:
         if node.kind == "assign" and node.base is not None and node.args and node.name == "=":
             for below in node.args[0].walk():
@@ -116,14 +138,19 @@ def _taken(known: Facts, pattern: re.Pattern[str]) -> Iterable[tuple[Node, str, 
 def _bounded(known: Facts, path: str, start: int, end: int) -> bool:
     """Whether a comparison of order, a min/clamp or a mask touched the value between."""
     for node in known.nodes[start:end]:
-        if node.kind in ("binary", "call", "conditional") and (
+        compares = node.kind in ("binary", "call", "conditional") and (
             node.name in ("<", ">", "<=", ">=", "==", "!=", "&", "%", ">>")
             or re.search(r"(?i)min|clamp|check|valid|overflow|assert|require", called(node) or "-")
             or called(node).isupper()
+        )
+        if compares and any(n.kind in ("name", "member", "index") and n.path() == path for n in node.walk()):
+            return True
+        if (
+            node.kind == "assign"
+            and node.base is not None
+            and node.base.path() == path
+            and node.name in ("&=", "%=", ">>=")
         ):
-            if any(n.kind in ("name", "member", "index") and n.path() == path for n in node.walk()):
-                return True
-        if node.kind == "assign" and node.base is not None and node.base.path() == path and node.name in ("&=", "%=", ">>="):
             return True
     return False
 
@@ -132,13 +159,15 @@ def _bounded(known: Facts, path: str, start: int, end: int) -> bool:
 def length_from_outside(function: Node) -> Iterable[Node]:
     """A length or index that came from outside reaches memory with nothing compared: the size of a copy, an index."""
     known = facts(function)
-    for node, path in _carried(known, [(n, p) for pattern in (_WIRE, _TEXT_NUMBER) for n, p, _ in _taken(known, pattern)]):
+    for node, path in _carried(
+        known, [(n, p) for pattern in (_WIRE, _TEXT_NUMBER) for n, p, _ in _taken(known, pattern)]
+    ):
         start = known.place[id(node)] + len(node.walk())
         for at in range(start, len(known.nodes)):
             use = known.nodes[at]
             if use.kind == "assign" and use.base is not None and use.base.path() == path and use.name == "=":
                 break
-            if _reaches(use, path, known):
+            if _reaches(use, path):
                 if not _bounded(known, path, start, at) and not _loop_bounded(known, path, use):
                     yield use
                 break
@@ -152,7 +181,13 @@ def _carried(known: Facts, taken: list[tuple[Node, str]]) -> list[tuple[Node, st
         for step in known.nodes[start:]:
             if step.kind == "assign" and step.base is not None and step.base.path() == path and step.name == "=":
                 break
-            if step.kind == "assign" and step.name == "+=" and step.base is not None and step.args and _plain(step.args[0], path):
+            if (
+                step.kind == "assign"
+                and step.name == "+="
+                and step.base is not None
+                and step.args
+                and _plain(step.args[0], path)
+            ):
                 if not _bounded(known, path, start, known.place[id(step)]) and not _loop_bounded(known, path, step):
                     found.append((step, step.base.path()))
                 break
@@ -166,7 +201,7 @@ def _loop_bounded(known: Facts, path: str, use: Node) -> bool:
     )
 
 
-def _reaches(use: Node, path: str, known: Facts) -> bool:
+def _reaches(use: Node, path: str) -> bool:
     """Whether memory is reached with `path` as size, index or step of a pointer."""
     if use.kind == "call" and use.base is not None and use.base.name in _COPIES:
         at = _COPIES[use.base.name]
@@ -195,11 +230,11 @@ def allocation_product(function: Node) -> Iterable[Node]:
         sizes = node.args if _ALLOCATES.search(name) and not _SAFE_ALLOCATES.search(name) else []
         if node.name == "[]" and node.new:
             sizes = node.args
-        if any(_unbounded_product(size, known, known.place[id(node)], node.new) for size in sizes):
+        if any(_unbounded_product(size, known, known.place[id(node)]) for size in sizes):
             yield node
 
 
-def _unbounded_product(size: Node, known: Facts, at: int, new: bool) -> bool:
+def _unbounded_product(size: Node, known: Facts, at: int) -> bool:
     for product in size.walk():
         if product.kind == "call" and called(product) in ("sizeof", "strlen", "min", "MIN", "std::min"):
             continue
@@ -238,7 +273,9 @@ def _bounded_before(known: Facts, path: str, at: int) -> bool:
                 return True
         if node.kind == "assign" and node.base is not None and node.base.path() == path and node.args:
             value = bare(node.args[0])
-            if not _varies(value) or re.search(r"(?i)^(min|strlen|MIN|MAX|clamp|size|length|sizeof|align)", called(value)):
+            if not _varies(value) or re.search(
+                r"(?i)^(min|strlen|MIN|MAX|clamp|size|length|sizeof|align)", called(value)
+            ):
                 return True
     kind = known.types.get(path, "")
     return kind in ("char", "short", "uint8_t", "u8", "uint16_t", "u16", "bool", "byte")
@@ -258,9 +295,16 @@ def index_upper_only(function: Node) -> Iterable[Node]:
             if index.kind == "binary" and index.name in ("-", "+"):
                 index = bare(index.args[0])
             path = index.path() if index.kind == "name" else ""
-            if not path or not re.match(r"(signed )?(int|long|short|ssize_t|ptrdiff_t|int\d+_t|s32|s16|Py_ssize_t)$", known.types.get(path, "")):
+            if not path or not re.match(
+                r"(signed )?(int|long|short|ssize_t|ptrdiff_t|int\d+_t|s32|s16|Py_ssize_t)$", known.types.get(path, "")
+            ):
                 continue
-            if known.types.get(path) and _negative_possible(known, path) and not _low_tested(known, path) and _indexes(known, path, node):
+            if (
+                known.types.get(path)
+                and _negative_possible(known, path)
+                and not _low_tested(known, path)
+                and _indexes(known, path, node)
+            ):
                 yield test
 
 
@@ -269,9 +313,14 @@ def _negative_possible(known: Facts, path: str) -> bool:
     if path in known.parameters:
         return not values
     sources = [bare(n.args[0]) for n in values]
-    return bool(sources) and all(v.kind == "call" or v.kind == "number" for v in sources) and any(
-        v.kind == "call" and not re.search(r"(?i)len|size|count|strto|read$", called(v)) for v in sources
-    ) and not any(n.kind == "unary" and n.name in ("++", "--") and n.args and n.args[0].path() == path for n in known.nodes)
+    return (
+        bool(sources)
+        and all(v.kind == "call" or v.kind == "number" for v in sources)
+        and any(v.kind == "call" and not re.search(r"(?i)len|size|count|strto|read$", called(v)) for v in sources)
+        and not any(
+            n.kind == "unary" and n.name in ("++", "--") and n.args and n.args[0].path() == path for n in known.nodes
+        )
+    )
 
 
 def _low_tested(known: Facts, path: str) -> bool:
@@ -310,7 +359,10 @@ def index_grows(function: Node) -> Iterable[Node]:
             name = target.args[0].path() if stepped and target.args else ""
             if not name or known.compared(name) or known.tested.get(name):
                 continue
-            if any(n.kind == "assign" and n.base is not None and n.base.path() == name and _inside(known, n, loop) for n in known.nodes):
+            if any(
+                n.kind == "assign" and n.base is not None and n.base.path() == name and _inside(known, n, loop)
+                for n in known.nodes
+            ):
                 continue
             if _constant_rounds(loop):
                 continue
@@ -323,11 +375,17 @@ def _inside(known: Facts, node: Node, loop: Node) -> bool:
 
 
 def _constant_rounds(loop: Node) -> bool:
-    return any(n.kind == "number" or (n.kind == "name" and n.name.isupper()) or called(n) in ("sizeof", "size") for a in loop.args for n in a.walk())
+    return any(
+        n.kind == "number" or (n.kind == "name" and n.name.isupper()) or called(n) in ("sizeof", "size")
+        for a in loop.args
+        for n in a.walk()
+    )
 
 
 _UNREAD = re.compile(r"^Stream_Read_(U?INT(8|16|32|64))|^Stream_Read$|^Stream_Seek(_U?INT\d+)?$")
-_READ_TESTED = re.compile(r"^Stream_(GetRemaining\w+|CheckAndLog\w+|Ensure\w+|SafeSeek\w*|New|EnsureRemaining\w+|StaticInit)$")
+_READ_TESTED = re.compile(
+    r"^Stream_(GetRemaining\w+|CheckAndLog\w+|Ensure\w+|SafeSeek\w*|New|EnsureRemaining\w+|StaticInit)$"
+)
 
 
 @check("stream-unread")
@@ -348,7 +406,9 @@ def stream_unread(function: Node) -> Iterable[Node]:
                 asked = False
 
 
-_JOINS = re.compile(r"(?i)(concat|join|append|make|build)_?\w*path|path\w*_(join|concat|append)|^g_build_(file)?name$|^path_(cat|join)$|^PathCombine")
+_JOINS = re.compile(
+    r"(?i)(concat|join|append|make|build)_?\w*path|path\w*_(join|concat|append)|^g_build_(file)?name$|^path_(cat|join)$|^PathCombine"
+)
 
 
 @check("path-unchecked")
@@ -367,9 +427,11 @@ def path_unchecked(function: Node) -> Iterable[Node]:
 
 def _passed_to_test(known: Facts, path: str, node: Node) -> bool:
     for other in known.nodes[: known.place[id(node)]]:
-        if other.kind == "call" and re.search(r"(?i)valid|check|clean|saniti|correct|basename|strchr|strstr|normali|allowed|safe", called(other)):
-            if any(a.path() == path for a in other.args):
-                return True
+        tests = other.kind == "call" and re.search(
+            r"(?i)valid|check|clean|saniti|correct|basename|strchr|strstr|normali|allowed|safe", called(other)
+        )
+        if tests and any(a.path() == path for a in other.args):
+            return True
     return False
 
 
@@ -381,9 +443,16 @@ def bound_overflows(function: Node) -> Iterable[Node]:
     for node in known.nodes:
         if _order(node) and node.name in (">", ">="):
             total, end = bare(node.args[0]), bare(node.args[1])
-            if total.kind == "binary" and total.name == "+" and re.search(r"(?i)end$|^end", end.path().rsplit(".", 1)[-1]):
-                if any(bare(a).path() in wire or (bare(a).kind == "name" and re.search(r"(?i)len|size", bare(a).name)) for a in total.args[1:]):
-                    yield node
+            if (
+                total.kind == "binary"
+                and total.name == "+"
+                and re.search(r"(?i)end$|^end", end.path().rsplit(".", 1)[-1])
+                and any(
+                    bare(a).path() in wire or (bare(a).kind == "name" and re.search(r"(?i)len|size", bare(a).name))
+                    for a in total.args[1:]
+                )
+            ):
+                yield node
 
 
 @check("overflow-tested-late")
@@ -394,14 +463,17 @@ def overflow_tested_late(function: Node) -> Iterable[Node]:
         if not _order(node) or node.name != ">":
             continue
         path, limit = bare(node.args[0]).path(), node.args[1]
-        if not path or not any(n.kind == "name" and re.fullmatch(r"U?(INT|LONG|SIZE|SSIZE)(32)?_MAX", n.name) for n in limit.walk()):
+        if not path or not any(
+            n.kind == "name" and re.fullmatch(r"U?(INT|LONG|SIZE|SSIZE)(32)?_MAX", n.name) for n in limit.walk()
+        ):
             continue
         for before in known.nodes[: known.place[id(node)]]:
             if before.kind == "assign" and before.base is not None and before.base.path() == path and before.args:
                 value = bare(before.args[0])
-                if value.kind == "binary" and value.name == "*" and all(_varies(bare(a)) for a in value.args):
-                    if not any(_bounded_before(known, bare(a).path(), known.place[id(before)]) for a in value.args):
-                        yield node
+                product = value.kind == "binary" and value.name == "*" and all(_varies(bare(a)) for a in value.args)
+                at = known.place[id(before)]
+                if product and not any(_bounded_before(known, bare(a).path(), at) for a in value.args):
+                    yield node
 
 
 @check("index-steps")
@@ -415,7 +487,12 @@ def index_steps(function: Node) -> Iterable[Node]:
             n.base.path(): n
             for part in loop.body
             for n in part.walk()
-            if n.kind == "assign" and n.name == "+=" and n.base is not None and n.base.kind == "name" and n.args and _varies(bare(n.args[0]))
+            if n.kind == "assign"
+            and n.name == "+="
+            and n.base is not None
+            and n.base.kind == "name"
+            and n.args
+            and _varies(bare(n.args[0]))
         }
         for name in steps:
             if known.compared(name) or known.tested.get(name) or name in known.parameters:

@@ -1,4 +1,4 @@
-"""Checks of memory use in C and C++: what is known about a pointer, an index or a length at the place where it is used."""
+"""Checks of memory use in C and C++: what is known about a pointer, an index or a length where it is used."""
 
 import re
 from collections.abc import Iterable, Iterator
@@ -8,16 +8,43 @@ from puna.guard.code.checks import check
 from puna.guard.code.view import Node
 
 LEAVES = ("return", "throw", "exit")
-_ASSERTS = re.compile(r"(?i)assert|check|require|expect|ensure|verify|BUG_ON|WARN_ON|IS_ERR|^(UN)?LIKELY$|THROW_IF|validate")
+_ASSERTS = re.compile(
+    r"(?i)assert|check|require|expect|ensure|verify|BUG_ON|WARN_ON|IS_ERR|^(UN)?LIKELY$|THROW_IF|validate"
+)
 _NULLABLE = re.compile(
     r"^(m|c|re)alloc$|^(str|mem)n?dup$|^(fopen|fdopen|freopen|popen|opendir|getenv|strchr|strrchr|strstr|memchr|strpbrk|strtok|strtok_r|bsearch|localtime|gmtime|getpw\w+|getgr\w+|gethostby\w+|crypt|setlocale|dlsym)$"
     r"|^k[mvz]?[mzc]alloc(_node|_array)?$|^kmem\w*alloc\w*$|^vz?alloc\w*$|^devm_k\w*alloc$|^kstrdup$|^kmemdup$|^alloc_\w+$|^dev_alloc\w*"
     r"|^Clone(?!\w*Info$)\w+$|^platform_get_resource\w*$|^\w+_(find|lookup|search)(_by_\w+|_entry)?$|^find_\w+$|^lookup_\w+$|^GetValueFrom\w+$|^\w+_get_(resource|property|attr)\w*$"
 )
-_ABORTS = re.compile(r"(?i)^(x|xx|e|g|s|safe|ck|must|checked|die|p|apr|ngx|mrb|js|lua|zend|R|rb|Py|GC|cosmo|nofail|v8|OP|emalloc)_?[mcr]?e?alloc|^g_|^x|^safe_|^must|^mrb_|^luaM|^apr_|^zend|^e(m|c|re)alloc")
+_ABORTS = re.compile(
+    r"(?i)^(x|xx|e|g|s|safe|ck|must|checked|die|p|apr|ngx|mrb|js|lua|zend|R|rb|Py|GC|cosmo|nofail|v8|OP|emalloc)_?[mcr]?e?alloc|^g_|^x|^safe_|^must|^mrb_|^luaM|^apr_|^zend|^e(m|c|re)alloc"
+)
 _GIVES_NULL = re.compile(r"^(getenv|crypt|strchr|strrchr|strstr|memchr|strpbrk|GetValueFrom\w+|setlocale|dlerror)$")
 READERS = frozenset(
-    "strcpy strncpy strcat strncat strlen strcmp strncmp strdup memcpy memmove memset memcmp sprintf fgets fread fwrite fclose fprintf fputs atoi atol strtol".split()  # noqa: SIM905
+    [
+        "strcpy",
+        "strncpy",
+        "strcat",
+        "strncat",
+        "strlen",
+        "strcmp",
+        "strncmp",
+        "strdup",
+        "memcpy",
+        "memmove",
+        "memset",
+        "memcmp",
+        "sprintf",
+        "fgets",
+        "fread",
+        "fwrite",
+        "fclose",
+        "fprintf",
+        "fputs",
+        "atoi",
+        "atol",
+        "strtol",
+    ]
 )
 
 
@@ -121,7 +148,11 @@ def leaves(nodes: list[Node]) -> bool:
     if not nodes:
         return False
     last = nodes[-1]
-    return last.kind in LEAVES or (last.kind == "block" and leaves(last.body)) or called(last) in ("exit", "abort", "_exit")
+    return (
+        last.kind in LEAVES
+        or (last.kind == "block" and leaves(last.body))
+        or called(last) in ("exit", "abort", "_exit")
+    )
 
 
 def dereferenced(node: Node) -> Node | None:
@@ -171,8 +202,11 @@ def _first_use(known: Facts, node: Node, path: str) -> Node | None:
     for use in known.nodes[known.place[id(node)] + 1 :]:
         if id(use) in inside:
             continue
-        if use.kind in ("name", "member", "index") and use.path() == path and known.in_test(use) and not (
-            dereferenced(known.parent[id(use)]) is use
+        if (
+            use.kind in ("name", "member", "index")
+            and use.path() == path
+            and known.in_test(use)
+            and dereferenced(known.parent[id(use)]) is not use
         ):
             return None
         if use.kind == "assign" and use.base is not None and use.base.path() == path:
@@ -222,7 +256,9 @@ def _null_tested(node: Node) -> list[str]:
         return [node.args[0].path()] if node.args[0].kind in ("name", "member") else []
     if node.kind == "binary" and node.name in ("==", "!=") and len(node.args) == 2:
         one, other = bare(node.args[0]), bare(node.args[1])
-        if other.kind == "constant" and other.value is None or (other.kind == "name" and other.name in ("NULL", "nullptr")):
+        if (other.kind == "constant" and other.value is None) or (
+            other.kind == "name" and other.name in ("NULL", "nullptr")
+        ):
             return [one.path()] if one.kind in ("name", "member") else []
     return []
 
@@ -233,13 +269,24 @@ def _earlier_use(known: Facts, test: Node, paths: set[str]) -> Node | None:
     around = {id(a) for a in known.ancestors(test)}
     for at in range(end - 1, -1, -1):
         node = known.nodes[at]
-        if node.kind == "assign" and node.base is not None and node.args and node.base.path() in paths and node.name == "=":
-            if not (node.type and bare(node.args[0]).path() in paths):
-                return None
-        if node.kind == "call" and any(a.kind == "unary" and a.name == "&" and a.args and a.args[0].path() in paths for a in node.args):
+        if (
+            node.kind == "assign"
+            and node.base is not None
+            and node.args
+            and node.base.path() in paths
+            and node.name == "="
+            and not (node.type and bare(node.args[0]).path() in paths)
+        ):
             return None
-        if node.kind in ("name", "member") and node.path() in paths and known.in_test(node) and not (
-            dereferenced(known.parent[id(node)]) is node
+        if node.kind == "call" and any(
+            a.kind == "unary" and a.name == "&" and a.args and a.args[0].path() in paths for a in node.args
+        ):
+            return None
+        if (
+            node.kind in ("name", "member")
+            and node.path() in paths
+            and known.in_test(node)
+            and dereferenced(known.parent[id(node)]) is not node
         ):
             return None
         target = dereferenced(node)
@@ -247,7 +294,16 @@ def _earlier_use(known: Facts, test: Node, paths: set[str]) -> Node | None:
             continue
         if node.raw == "subscript_expression" or _in_sizeof(node, known) or _address_only(node, known):
             continue
-        owner = next((a for a in known.ancestors(node) if a.kind in ("if", "loop", "conditional", "catch", "function") or a.raw in ("case_statement", "switch_statement") or (a.kind == "binary" and a.name in ("&&", "||"))), None)
+        owner = next(
+            (
+                a
+                for a in known.ancestors(node)
+                if a.kind in ("if", "loop", "conditional", "catch", "function")
+                or a.raw in ("case_statement", "switch_statement")
+                or (a.kind == "binary" and a.name in ("&&", "||"))
+            ),
+            None,
+        )
         if owner is None or id(owner) in around:
             if owner is not None and owner.kind == "if" and not _same_arm(owner, node, test, known):
                 continue
@@ -260,7 +316,10 @@ def _earlier_use(known: Facts, test: Node, paths: set[str]) -> Node | None:
 def _same_arm(owner: Node, one: Node, other: Node, known: Facts) -> bool:
     def arm(node: Node) -> int:
         inside = {id(node), *(id(a) for a in known.ancestors(node))}
-        return next((i for i, part in enumerate((owner.args, owner.body, owner.orelse)) if any(id(p) in inside for p in part)), 0)
+        return next(
+            (i for i, part in enumerate((owner.args, owner.body, owner.orelse)) if any(id(p) in inside for p in part)),
+            0,
+        )
 
     return arm(one) in (0, arm(other))
 
@@ -268,7 +327,9 @@ def _same_arm(owner: Node, one: Node, other: Node, known: Facts) -> bool:
 _FREES = re.compile(
     r"^(k|v|kv|g_|x|av_|u|cJSON_|R_)?free(p|_sensitive)?$|^\w+_(free|release|destroy|delete|dispose)$|^(free|release|destroy|delete|Destroy)_?\w+$|^delete$|^jbd2_journal_stop$"
 )
-_NOT_FREES = re.compile(r"(?i)(lock|sem|mutex|slot|page|ref|irq|region|list|cmd|reg|entry|mem|port|pins?)s?_?(release|delete)|release_(sock|lock|firmware|mem\w*|region)|_unref|delete_(bit|char)|free_(irq|pages?)|clear")
+_NOT_FREES = re.compile(
+    r"(?i)(lock|sem|mutex|slot|page|ref|irq|region|list|cmd|reg|entry|mem|port|pins?)s?_?(release|delete)|release_(sock|lock|firmware|mem\w*|region)|_unref|delete_(bit|char)|free_(irq|pages?)|clear"
+)
 
 
 @check("freed-used")
@@ -367,7 +428,7 @@ def _meets_expression(known: Facts, statement: Node, path: str) -> Outcome:
     for node in nodes:
         if node.kind == "assign" and node.base is not None:
             written = node.base.path()
-            if written == path or path.startswith((written + ".", written + "[")) and written:
+            if written == path or (path.startswith((written + ".", written + "[")) and written):
                 return node, "stop"
         if node.kind == "unary" and node.name == "&" and node.args and node.args[0].path() == path:
             return node, "stop"

@@ -8,7 +8,24 @@ from puna.guard.code.checks_memory import bare, called, facts
 from puna.guard.code.view import Node
 
 _UNSAFE_IN_HANDLER = frozenset(
-    "printf fprintf sprintf snprintf malloc calloc realloc free puts fputs fopen fclose exit syslog localtime strtok".split()  # noqa: SIM905
+    [
+        "printf",
+        "fprintf",
+        "sprintf",
+        "snprintf",
+        "malloc",
+        "calloc",
+        "realloc",
+        "free",
+        "puts",
+        "fputs",
+        "fopen",
+        "fclose",
+        "exit",
+        "syslog",
+        "localtime",
+        "strtok",
+    ]
 )
 _ENGINES = re.compile(r"(^|::|\.)(mt19937(_64)?|minstd_rand0?|default_random_engine|ranlux\w+|knuth_b)$")
 
@@ -27,7 +44,9 @@ def mismatched_delete(function: Node) -> Iterable[Node]:
         name = called(node)
         if name in ("free", "delete") and len(node.args) == 1:
             sources = made.get(bare(node.args[0]).path(), set())
-            if sources == {"new"} and name == "free" or (sources and sources <= {"malloc", "calloc", "realloc", "strdup"} and name == "delete"):
+            if (sources == {"new"} and name == "free") or (
+                sources and sources <= {"malloc", "calloc", "realloc", "strdup"} and name == "delete"
+            ):
                 yield node
 
 
@@ -48,7 +67,12 @@ def realloc_lost(function: Node) -> Iterable[Node]:
     for node in facts(function).nodes:
         if node.kind == "assign" and node.base is not None and node.args and node.name == "=":
             value = bare(node.args[0])
-            if called(value) == "realloc" and value.args and bare(value.args[0]).path() == node.base.path() and node.base.kind == "name":
+            if (
+                called(value) == "realloc"
+                and value.args
+                and bare(value.args[0]).path() == node.base.path()
+                and node.base.kind == "name"
+            ):
                 yield node
 
 
@@ -84,7 +108,9 @@ def signal_handler(function: Node) -> Iterable[Node]:
     """A function with the shape and the name of a signal handler that calls what isn't safe in one."""
     if len(function.args) != 1 or function.args[0].type != "int" or function.type != "void":
         return
-    if re.search(r"(?i)signal|^sig|_sig|handler$|^on_?(sig|int|term|hup|chld|alarm)", function.name) and re.search(r"(?i)^(sig|s|signo|signum|signal|n|num)", function.args[0].name):
+    if re.search(r"(?i)signal|^sig|_sig|handler$|^on_?(sig|int|term|hup|chld|alarm)", function.name) and re.search(
+        r"(?i)^(sig|s|signo|signum|signal|n|num)", function.args[0].name
+    ):
         for node in facts(function).nodes:
             if called(node) in _UNSAFE_IN_HANDLER:
                 yield node

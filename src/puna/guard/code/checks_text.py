@@ -7,12 +7,36 @@ from puna.guard.code.checks import check
 from puna.guard.code.checks_memory import Facts, bare, called, facts
 from puna.guard.code.view import Node
 
-COPIES = frozenset(("strcpy", "strcat", "wcscpy", "wcscat", "stpcpy", "lstrcpy", "lstrcpyA", "lstrcpyW", "lstrcat", "_tcscpy", "_tcscat", "_mbscpy", "StrCpy", "g_stpcpy"))
+COPIES = frozenset(
+    (
+        "strcpy",
+        "strcat",
+        "wcscpy",
+        "wcscat",
+        "stpcpy",
+        "lstrcpy",
+        "lstrcpyA",
+        "lstrcpyW",
+        "lstrcat",
+        "_tcscpy",
+        "_tcscat",
+        "_mbscpy",
+        "StrCpy",
+        "g_stpcpy",
+    )
+)
 PRINTS = frozenset(("sprintf", "vsprintf", "wsprintf", "wsprintfA", "_stprintf"))
 _CONVERSION = re.compile(r"%[-+ #0]*(\d+|\*)?(\.(\d+|\*))?(hh|h|ll|l|z|j|t|L)?([diouxXeEfFgGcspn%])")
 _WIDTH = {"d": 11, "i": 11, "u": 10, "o": 11, "x": 8, "X": 8, "c": 1, "p": 18, "%": 1}
 _LONG = {"d": 20, "i": 20, "u": 20, "o": 22, "x": 16, "X": 16}
-KNOWN_SIZES = {"INET_ADDRSTRLEN": 16, "INET6_ADDRSTRLEN": 46, "BUFSIZ": 8192, "PATH_MAX": 4096, "MAX_PATH": 260, "NAME_MAX": 255}
+KNOWN_SIZES = {
+    "INET_ADDRSTRLEN": 16,
+    "INET6_ADDRSTRLEN": 46,
+    "BUFSIZ": 8192,
+    "PATH_MAX": 4096,
+    "MAX_PATH": 260,
+    "NAME_MAX": 255,
+}
 
 
 def _array(node: Node, known: Facts) -> Node | None:
@@ -34,7 +58,11 @@ def _measured(source: Node, known: Facts) -> bool:
     paths = {n.path() for n in source.walk() if n.kind in ("name", "member", "index") and n.path()}
     for node in known.nodes:
         if called(node) in ("strlen", "wcslen", "strnlen", "sizeof", "size", "length") and any(
-            n.path() in paths for n in [*(m for a in node.args for m in a.walk()), *([node.base.base] if node.base and node.base.base else [])]
+            n.path() in paths
+            for n in [
+                *(m for a in node.args for m in a.walk()),
+                *([node.base.base] if node.base and node.base.base else []),
+            ]
         ):
             return True
     return False
@@ -42,7 +70,11 @@ def _measured(source: Node, known: Facts) -> bool:
 
 def _copy_unbounded(node: Node, known: Facts) -> bool:
     """Whether a call of the strcpy family may write more than fits."""
-    if called(node) not in COPIES or len(node.args) < 2 or (node.base is not None and node.base.kind == "member" and node.base.path().count(".") > 1):
+    if (
+        called(node) not in COPIES
+        or len(node.args) < 2
+        or (node.base is not None and node.base.kind == "member" and node.base.path().count(".") > 1)
+    ):
         return False
     source = bare(node.args[1])
     room = _length(_array(node.args[0], known))
@@ -101,9 +133,11 @@ def copy_into_array(function: Node) -> Iterable[Node]:
     for node in known.nodes:
         if node.kind != "call" or not node.args or _array(node.args[0], known) is None:
             continue
-        if _copy_unbounded(node, known):
-            yield node
-        elif called(node) in ("memcpy", "memmove", "CopyMemory", "RtlCopyMemory", "bcopy") and len(node.args) == 3 and _size_free(node.args[2], known, node):
+        if _copy_unbounded(node, known) or (
+            called(node) in ("memcpy", "memmove", "CopyMemory", "RtlCopyMemory", "bcopy")
+            and len(node.args) == 3
+            and _size_free(node.args[2], known, node)
+        ):
             yield node
 
 
@@ -163,10 +197,18 @@ def print_result_trusted(function: Node) -> Iterable[Node]:
             continue
         place = known.place[id(node)] + len(node.walk())
         for use in known.nodes[place:]:
-            if use.kind == "binary" and use.name in ("<", ">", "<=", ">=") and any(n.path() == path for n in use.walk()):
+            if (
+                use.kind == "binary"
+                and use.name in ("<", ">", "<=", ">=")
+                and any(n.path() == path for n in use.walk())
+            ):
                 break
             if (use.kind == "index" and len(use.args) == 1 and any(n.path() == path for n in use.args[0].walk())) or (
-                use.kind == "call" and any(a.kind == "binary" and a.name == "+" and any(bare(b).path() == path for b in a.args) for a in use.args)
+                use.kind == "call"
+                and any(
+                    a.kind == "binary" and a.name == "+" and any(bare(b).path() == path for b in a.args)
+                    for a in use.args
+                )
             ):
                 yield use
                 break
@@ -179,9 +221,18 @@ def stream_into_array(function: Node) -> Iterable[Node]:
     if any(called(n) in ("width", "setw") for n in known.nodes):
         return
     for node in known.nodes:
-        if node.kind == "binary" and node.name == ">>" and node.args and node.args[0].path().rsplit(".", 1)[-1] == "cin":
+        if (
+            node.kind == "binary"
+            and node.name == ">>"
+            and node.args
+            and node.args[0].path().rsplit(".", 1)[-1] == "cin"
+        ):
             for target in node.args[1:]:
-                if target.kind == "name" and target.name in known.arrays and known.types[target.name].startswith("char"):
+                if (
+                    target.kind == "name"
+                    and target.name in known.arrays
+                    and known.types[target.name].startswith("char")
+                ):
                     yield node
 
 
@@ -193,7 +244,11 @@ def copy_sized_by_source(function: Node) -> Iterable[Node]:
         if called(node) in ("strncpy", "strncat") and len(node.args) == 3:
             size, source = bare(node.args[2]), bare(node.args[1])
             if called(size) == "strlen" and size.args and source.path() and bare(size.args[0]).path() == source.path():
-                others = [n for n in known.nodes if called(n) == "strlen" and n is not size and n.args and bare(n.args[0]).path() == source.path()]
+                others = [
+                    n
+                    for n in known.nodes
+                    if called(n) == "strlen" and n is not size and n.args and bare(n.args[0]).path() == source.path()
+                ]
                 if not others:
                     yield node
 
@@ -203,10 +258,22 @@ def sizeof_pointer(function: Node) -> Iterable[Node]:
     """The size argument of a memory function is sizeof of the very pointer that it gets."""
     known = facts(function)
     for node in known.nodes:
-        if called(node) in ("memset", "memcpy", "memmove", "strncpy", "snprintf", "fgets", "bzero", "explicit_bzero") and node.args:
+        if (
+            called(node) in ("memset", "memcpy", "memmove", "strncpy", "snprintf", "fgets", "bzero", "explicit_bzero")
+            and node.args
+        ):
             target = bare(node.args[0])
-            if target.kind != "name" or target.name in known.arrays or not known.types.get(target.name, "").endswith("*"):
+            if (
+                target.kind != "name"
+                or target.name in known.arrays
+                or not known.types.get(target.name, "").endswith("*")
+            ):
                 continue
             for size in node.args[1:]:
-                if called(size) == "sizeof" and size.args and bare(size.args[0]).kind == "name" and bare(size.args[0]).path() == target.name:
+                if (
+                    called(size) == "sizeof"
+                    and size.args
+                    and bare(size.args[0]).kind == "name"
+                    and bare(size.args[0]).path() == target.name
+                ):
                     yield node

@@ -253,7 +253,9 @@ def _argument(spec: str, test: Test, call: Call) -> Atom | bool:
 
 def _statements(top: Node) -> Node:
     """What stands outside every function, as a function of its own: a piece of code often lacks its head."""
-    return Node("function", top.start, top.end, "module", body=[n for n in top.body if n.kind not in ("function", "class")])
+    return Node(
+        "function", top.start, top.end, "module", body=[n for n in top.body if n.kind not in ("function", "class")]
+    )
 
 
 def _empty(node: Node) -> bool:

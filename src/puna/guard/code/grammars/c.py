@@ -57,7 +57,9 @@ _plain_new = L.new("type")
 def _declaration(low: L.Lowering, syntax: Syntax) -> Node | None:
     """As in every language; what is declared `static` carries that as a mark."""
     node = S.declared(low, syntax)
-    if node is not None and any(c.type == "storage_class_specifier" and low.text(c) == "static" for c in syntax.children):
+    if node is not None and any(
+        c.type == "storage_class_specifier" and low.text(c) == "static" for c in syntax.children
+    ):
         for declared in [node, *node.body]:
             if declared.kind == "assign":
                 declared.marks = [low.node("name", syntax, name="static")]
