@@ -30,6 +30,16 @@ def test_hostile_input_neither_crashes_nor_goes_over_the_limit() -> None:
         assert time.thread_time() - start < SECONDS + SLACK, (language, text[:100], len(text))
 
 
+@pytest.mark.parametrize(
+    ("text", "language"),
+    [("x => " * 3000, "java"), ("x =>\n" * 3000, "java"), ("a." * 9000, "java"), ("a::" * 9000, "rust")],
+)
+def test_what_once_took_too_long_or_nested_too_deeply(text: str, language: str) -> None:
+    start = time.thread_time()
+    guard.scan_code(text, language)
+    assert time.thread_time() - start < SECONDS + SLACK
+
+
 @pytest.mark.parametrize("number", [0, 3, 5, 9])
 def test_five_megabytes_end_in_time_and_say_so(number: int) -> None:
     text, language = list(giants())[number]

@@ -10,7 +10,7 @@ import re
 from tree_sitter import Node as Syntax
 
 from puna.guard.code.literals import number_value, strip_quotes, unescape
-from puna.guard.code.lowering import Handler, Lowering, other
+from puna.guard.code.lowering import MAX_DEPTH, Handler, Lowering, other
 from puna.guard.code.view import Node
 
 # ---- leaves
@@ -47,7 +47,7 @@ def dotted(low: Lowering, syntax: Syntax) -> Node:
     """A qualified name in one token: `a.b`, `a::b`, `a\\b`."""
     parts = [part for part in re.split(r"::|\\|\.|->", re.sub(r"<[^<>]*>", "", low.text(syntax))) if part.strip()]
     node = low.node("name", syntax, name=(parts[0] if parts else "").strip().lstrip("$@"))
-    for part in parts[1:]:
+    for part in parts[1:MAX_DEPTH]:
         node = low.node("member", syntax, base=node, name=part.strip().lstrip("$@"))
     return node
 

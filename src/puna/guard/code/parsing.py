@@ -2,6 +2,7 @@
 
 import re
 import threading
+import time
 from functools import cache
 
 from tree_sitter import Node as Syntax
@@ -13,6 +14,8 @@ from puna.guard.code.lowering import Lowering
 from puna.guard.code.view import Node
 
 MAX_LINE = 2000  # bytes of a line that is read again by itself
+RUNAWAY = 0.04  # seconds for MAX_LINE bytes, which take well under a millisecond in code that people write
+_ENDLESS = re.compile(rb"[^\n]{%d,}|[^;)}\]]{%d,}" % (MAX_LINE + 1, MAX_LINE + 1))  # a long line, or nothing ends
 MAX_AGAIN = 2000  # lines read again in one source
 _local = threading.local()
 _UNTYPED = re.compile(rb"\s*(?!(?:if|for|while|switch|return|sizeof)\b)[A-Za-z_]\w*\s*\([^;{]{0,2000}\)\s*\{")
@@ -33,14 +36,29 @@ def parse(source: bytes, name: str, budget: Budget) -> Tree | None:
     def read(offset: int, _point: object) -> bytes:
         return source[offset : offset + 65536]
 
+    if any(_runs_away(parser, stretch[0]) for stretch in _ENDLESS.finditer(source)):
+        budget.spent = True
+        return None
     try:
         tree = parser.parse(read, progress_callback=lambda *_: budget.check())
     except ValueError:  # ended by the callback
         tree = None
     if tree is None or budget.spent:
+        budget.spent = True
         parser.reset()
         return None
     return tree
+
+
+def _runs_away(parser: Parser, stretch: bytes) -> bool:
+    """Whether a part of this takes the parser so long that the whole would take it minutes: its recovery from endless
+    nesting is quadratic, and doesn't look at the clock."""
+    for start in range(0, len(stretch), MAX_LINE):
+        before = time.thread_time()
+        parser.parse(stretch[start : start + MAX_LINE])
+        if time.thread_time() - before > RUNAWAY:
+            return True
+    return False
 
 
 def view(source: bytes, name: str, budget: Budget | None = None) -> Node:

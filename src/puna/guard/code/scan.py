@@ -43,15 +43,10 @@ def scan(source: str, language: str, rules: Iterable[Rule] | None = None, second
         if budget.check():
             break
         at = matcher.shift = start
-        if language in FORMATS:
-            root, embedded = configuration.read(data[start:end], language, budget)
-            for script in embedded[:MAX_EMBEDDED]:
-                inner = _matcher(data, script.language, chosen, found, start + script.start)
-                code = view(data[start + script.start : start + script.end], script.language, budget)
-                Flow(code, knowledge(script.language), inner, budget).run()
-        else:
-            root = view(data[start:end], language, budget)
-        Flow(root, knowledge(matcher.language), matcher, budget).run()
+        try:
+            _read(data, start, end, language, matcher, chosen, budget)
+        except RecursionError:  # the caller's own stack counts too
+            budget.deep = 0
         if budget.deep is not None:
             line = matcher.position(budget.deep)[0]
             found.setdefault(
@@ -62,6 +57,21 @@ def scan(source: str, language: str, rules: Iterable[Rule] | None = None, second
         line = matcher.lines.index(at) + 1 if at in matcher.lines else 1
         found[INCOMPLETE, line] = incomplete(line, matcher.language, f"takes longer than {seconds:.2g} s")
     return sorted(found.values(), key=lambda f: (f.line, f.column, f.rule))
+
+
+def _read(
+    data: bytes, start: int, end: int, language: str, matcher: Matcher, rules: tuple[Rule, ...] | None, budget: Budget
+) -> None:
+    """One stretch of the source, and the scripts inside."""
+    if language in FORMATS:
+        root, embedded = configuration.read(data[start:end], language, budget)
+        for script in embedded[:MAX_EMBEDDED]:
+            inner = _matcher(data, script.language, rules, matcher.found, start + script.start)
+            code = view(data[start + script.start : start + script.end], script.language, budget)
+            Flow(code, knowledge(script.language), inner, budget).run()
+    else:
+        root = view(data[start:end], language, budget)
+    Flow(root, knowledge(matcher.language), matcher, budget).run()
 
 
 def _matcher(
