@@ -161,12 +161,16 @@ def _jump(kind: str) -> L.Handler:
     return S.leave(kind)
 
 
+_CONSTANTS = {"true": True, "false": False, "null": None}  # the grammar reads these as identifiers
+
 TABLE: dict[str, L.Handler] = {
     "line_comment": L.skip,
     "multiline_comment": L.skip,
     "block_comment": L.skip,
     "identifier": lambda low, syntax: (
-        low.node("constant", syntax, value=None) if low.text(syntax) == "null" else L.name(low, syntax)
+        low.node("constant", syntax, value=_CONSTANTS[low.text(syntax)])
+        if low.text(syntax) in _CONSTANTS
+        else L.name(low, syntax)
     ),
     "this_expression": L.name,
     "super_expression": L.name,
