@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import puna
+from puna.checkpoint import load
 from puna.engine import Model
 from puna.train.evaluate import bits_per_byte
 
@@ -67,7 +68,7 @@ def test_a_second_turn_follows_the_first(cria: Model) -> None:
 def test_ten_words_of_english_are_no_surprise(cria: Model) -> None:
     """Far below the 8 bits of a random byte, without any data at hand."""
     texts = ["The city is located in the north of the country and has a population of about ten thousand people."]
-    assert bits_per_byte(cria.decoder, cria.tokenizer, texts)[0] < 2.0
+    assert bits_per_byte(load(FOLDER).model, cria.tokenizer, texts)[0] < 2.0
 
 
 @pytest.mark.skipif(not DATA.exists(), reason="../shared/data is not here: held-out articles can't be scored")
@@ -84,7 +85,7 @@ def test_held_out_articles(cria: Model) -> None:
                 break
     claimed = float(re.search(r"\*\*([0-9.]+) bits per byte", (FOLDER / "README.md").read_text("utf-8"))[1])
     torch.set_num_threads(1)
-    score, error = bits_per_byte(cria.decoder, cria.tokenizer, texts)
+    score, error = bits_per_byte(load(FOLDER).model, cria.tokenizer, texts)
     assert score <= claimed + 3 * error
 
 

@@ -48,9 +48,10 @@ def server(checkpoint: Path) -> Iterator[tuple[str, subprocess.Popen[str]]]:
         [sys.executable, "-m", "puna", "serve", str(checkpoint), "--port", "0", "--name", "tiny", "--context", "64"],
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert process.stdout is not None
-    line = process.stdout.readline()
-    found = re.search(r"tiny at (http://127\.0\.0\.1:[1-9]\d*)/v1", line)
-    assert found, line
+    lines = [process.stdout.readline(), process.stdout.readline()]
+    assert re.match(r"needs [\d.]+ GB: ", lines[0]), lines
+    found = re.search(r"tiny at (http://127\.0\.0\.1:[1-9]\d*)/v1", lines[1])
+    assert found, lines
     yield found[1], process
     process.kill()
     process.wait()

@@ -66,7 +66,8 @@ def encode_calls(calls: Sequence[ToolCall], style: Style) -> str:
 
 def _pythonic(call: ToolCall) -> str:
     arguments = json.loads(json.dumps(call.arguments))
-    keywords = [f"{key}={value!r}" if _KEYWORD.fullmatch(key) else f"**{({key: value})!r}"
+    # isidentifier: the first letter of a word may be a digit such as "²", which no keyword begins with
+    keywords = [f"{key}={value!r}" if _KEYWORD.fullmatch(key) and key.isidentifier() else f"**{({key: value})!r}"
                 for key, value in arguments.items()]  # fmt: skip
     return f"{_spelled(call, 'pythonic')}({', '.join(keywords)})"
 
