@@ -17,7 +17,7 @@ from puna.checkpoint.source import save
 from puna.family.config import ModelConfig
 from puna.text.train import train_tokenizer
 from test_hub import Hub, hub  # noqa: F401 - the fixture is used by name
-from tiny import LLAMA4, decoder
+from tiny import EXPERTS, LLAMA4, decoder
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -41,13 +41,15 @@ def blocks(page: Path, language: str) -> list[str]:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """What the pages take for granted: my-llama, my-shape, articles.jsonl, my-data, run.yaml."""
+    """What the pages take for granted: my-llama, scout-int4, my-shape, articles.jsonl, my-data, run.yaml."""
     tokenizer = train_tokenizer(SENTENCES * 20, 320)
     shape = ModelConfig(
         **LLAMA4 | {"vocab_size": 384, "context_length": 512},
         bos_token_id=tokenizer.bos_id, eos_token_ids=tokenizer.eos_ids, pad_token_id=tokenizer.pad_id,
     )  # fmt: skip
     save(decoder(shape), shape, tokenizer, tmp_path / "my-llama")
+    sparse = shape.with_(**EXPERTS, moe_layers=tuple(range(shape.num_layers)))
+    save(decoder(sparse), sparse, tokenizer, tmp_path / "scout-int4")
     tokenizer.save(tmp_path / "my-shape")
     (tmp_path / "my-shape/config.json").write_text(json.dumps(write_config(shape, torch.bfloat16)))
     (tmp_path / "my-data").mkdir()
