@@ -38,6 +38,16 @@ def _include(low: L.Lowering, syntax: Syntax) -> Node:
     )
 
 
+def _statement(low: L.Lowering, syntax: Syntax) -> Node | None:
+    """An expression; right after `<?=` it is written to the page."""
+    before = syntax.prev_sibling
+    if before is not None and low.text(before).endswith("<?="):
+        return _echo(low, syntax)
+    return _plain(low, syntax)
+
+
+_plain = L.inner()
+_echo = L.pseudo_call("echo")
 _heredoc_body = L.string(_HOLES)
 
 TABLE: dict[str, L.Handler] = {
@@ -92,7 +102,7 @@ TABLE: dict[str, L.Handler] = {
     "function_definition": S.function(),
     "method_declaration": S.function(),
     "class_declaration": S.klass(bases=("base_clause", "class_interface_clause")),
-    "expression_statement": L.inner(),
+    "expression_statement": _statement,
     "assignment_expression": S.assign(type_field=""),
     "augmented_assignment_expression": S.assign(type_field=""),
     "property_element": S.declarator("name", "default_value"),
