@@ -28,6 +28,19 @@ def _symbol(low: L.Lowering, syntax: Syntax) -> Node:
     return low.node("string", syntax, value=low.text(syntax).strip(":\"'"), name=":")
 
 
+def _assign(low: L.Lowering, syntax: Syntax) -> Node | None:
+    """`a.b = x` names a member, though `a.b` alone is a call."""
+    node = _plain_assign(low, syntax)
+    target = node.base if node is not None else None
+    if target is not None and target.kind == "call" and not target.args and target.base is not None:
+        assert node is not None
+        node.base = target.base
+    return node
+
+
+_plain_assign = S.assign()
+
+
 def _leave(low: L.Lowering, syntax: Syntax) -> Node:
     """`return x`: the value stands in an argument list."""
     holder = syntax.named_children
@@ -74,7 +87,7 @@ TABLE: dict[str, L.Handler] = {
     "singleton_method": S.function(),
     "class": S.klass(bases=("superclass",)),
     "module": S.klass(),
-    "assignment": S.assign(),
+    "assignment": _assign,
     "operator_assignment": S.assign(),
     "left_assignment_list": L.collection,
     "right_assignment_list": L.collection,
