@@ -176,7 +176,7 @@ def main() -> None:
     rows = [
         f"| prefill of {given.tokens:,} tokens | {seconds / 60:.1f} min | {given.tokens / seconds:,.0f} tokens/s |",
         f"| memory it took | {grown / 1e6:.0f} MB | forecast {forecast / 1e6:.0f} MB ({grown / forecast - 1:+.1%}) |",
-        f"| decode at {given.far:,} tokens (cache filled with seeded values, {size:.2f} GB) "
+        f"| decode at {given.far:,} tokens (cache of seeded values, {size:.2f} GB) "
         f"| {each * 1e3:.0f} ms a token | {size / each:.1f} GB/s |",
         f"| largest difference to float64 there, {DECODED} tokens | {worst:.1e} | of the largest logit |",
         f"| prefill of {given.far:,} tokens, extrapolated (a n + b n^2), not run | {far / 3600:.1f} h | |",
