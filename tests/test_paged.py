@@ -188,7 +188,8 @@ def test_a_local_layer_never_reads_before_its_chunk() -> None:
     freed = text.blocks.copy()
     freed[:2] = -1
     last = tuple(x[None, -1:] for x in (text.q, text.k, text.v))
-    assert torch.equal(Batch(pool, [Span(69, 1, text.blocks, freed)]).layers[0].attend(*last)[0, 0], expected)
+    found = Batch(pool, [Span(69, 1, text.blocks, freed)]).layers[0].attend(*last)[0, 0]
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-6)  # the fallback promises no bits
 
 
 def test_what_cannot_be_served_is_refused() -> None:
