@@ -41,8 +41,8 @@ INLINE void store_panel(void *out, long n, long outputs, v16f x, int bf16) {
     else store_tail(out, n, outputs, x, bf16);
 }
 
-// MR rows by NR panels, every accumulator in a register. `acc` [MR][NR][16] float32 when `more` (another piece of k
-// follows or came before), else results go to `out`.
+// MR rows by NR panels, every accumulator in a register meanwhile. The sums are left in `acc` [MR][NR][16], and taken up
+// from there unless this is the `first` piece of k.
 #define FLOAT_TILE(MR, NR)                                                                                            \
     static void NAME(float_##MR##x##NR)(const float *x, long x_stride, const float *w, long w_stride, long count,     \
                                         float *acc, int first) {                                                      \
