@@ -13,7 +13,6 @@ from torch import Tensor
 from puna.family.config import ModelConfig
 from puna.model import native
 from puna.model.causal import attend
-from puna.model.native import kernels
 from puna.model.paged import BLOCK, Batch, PagedPool, Span, blocks_for
 from tiny import LLAMA
 
@@ -191,7 +190,7 @@ def test_a_local_layer_never_reads_before_its_chunk() -> None:
     last = tuple(x[None, -1:] for x in (text.q, text.k, text.v))
     found = Batch(pool, [Span(69, 1, text.blocks, freed)]).layers[0].attend(*last)[0, 0]
     torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-6)
-    if kernels() is not None:  # the PyTorch fallback promises no bits
+    if native.kernels() is not None:  # the PyTorch fallback promises no bits
         assert torch.equal(found, expected)
 
 
