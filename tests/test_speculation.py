@@ -132,7 +132,8 @@ def test_a_loop_is_guessed_and_takes_fewer_steps() -> None:
     stats = guessing.stats()
     assert stats.accepted > 0.8 * stats.proposed > 30
     assert stats.steps < 60
-    assert stats.answer_tokens_per_second == pytest.approx(9.9), "all but the first, in ten seconds"
+    # all but the first, in ten seconds; the last step is counted a moment after its answer is out
+    assert until(lambda: guessing.stats().answer_tokens_per_second == pytest.approx(9.9))
 
 
 def test_a_schema_is_followed_with_guesses() -> None:
