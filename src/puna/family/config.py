@@ -3,6 +3,8 @@
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from puna.family.vision import Llama4Vision, Llama32Vision
+
 Architecture = Literal["llama", "llama4"]
 
 
@@ -65,6 +67,8 @@ class ModelConfig:
     bos_token_id: int | None = None
     eos_token_ids: tuple[int, ...] = ()
     pad_token_id: int | None = None
+    # pictures; None for text alone
+    vision: Llama4Vision | Llama32Vision | None = None
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "hidden_size", "num_layers", "num_heads", "num_kv_heads", "head_dim",
@@ -97,6 +101,12 @@ class ModelConfig:
     def chunk(self, layer: int) -> int | None:
         """The chunk that bounds this layer's attention, or None where it sees all earlier tokens."""
         return self.attention_chunk_size if self.uses_rope(layer) else None
+
+    @property
+    def input_vocab_size(self) -> int:
+        """Rows of the embedding: Llama 3.2 Vision reads a few token ids beyond those that it can write."""
+        extra = self.vision.extra_embeddings if isinstance(self.vision, Llama32Vision) else 0
+        return self.vocab_size + extra
 
     @property
     def rope_pairs(self) -> Literal["halves", "adjacent"]:

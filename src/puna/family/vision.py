@@ -21,6 +21,7 @@ class Llama4Vision:
     max_tiles: int = 16
     rope_theta: float = 10_000.0
     layer_norm_eps: float = 1e-5
+    image_token_id: int = 200_092  # `<|patch|>`: each one's embedding is replaced by one output of the tower
 
     @property
     def patches(self) -> int:
@@ -52,6 +53,8 @@ class Llama32Vision:
     max_tiles: int = 4
     intermediate_outputs: tuple[int, ...] = (3, 7, 15, 23, 30)  # inputs of these layers join the final output
     extra_embeddings: int = 8  # learnable input rows behind the vocabulary; row 0 stands at image positions
+    image_token_id: int = 128_256  # `<|image|>` as the model is fed it: the first of the extra rows
+    layer_norm_eps: float = 1e-5
 
     @property
     def patches(self) -> int:
@@ -62,6 +65,12 @@ class Llama32Vision:
     def output_size(self) -> int:
         """Width of the tower's output: the final channels and those of the intermediate outputs."""
         return self.hidden_size * (1 + len(self.intermediate_outputs))
+
+    @property
+    def aspect_ratios(self) -> tuple[tuple[int, int], ...]:
+        """Grids of tiles (rows, columns) that a picture may have. The id of one is its place here, counted from 1."""
+        sides = range(1, self.max_tiles + 1)
+        return tuple((rows, columns) for rows in sides for columns in sides if rows * columns <= self.max_tiles)
 
     def cross_attention_layers(self) -> tuple[int, ...]:
         """Positions of the cross-attention layers in Hugging Face's numbering, which counts them among the layers."""
