@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable
 
 from puna.guard.code.checks import check
-from puna.guard.code.checks_memory import bare, called, facts
+from puna.guard.code.checks_facts import bare, called, facts
 from puna.guard.code.view import Node
 
 _UNSAFE_IN_HANDLER = frozenset(

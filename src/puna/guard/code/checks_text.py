@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable
 
 from puna.guard.code.checks import check
-from puna.guard.code.checks_memory import Facts, bare, called, facts
+from puna.guard.code.checks_facts import Facts, bare, called, facts
 from puna.guard.code.view import Node
 
 COPIES = frozenset(

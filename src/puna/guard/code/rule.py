@@ -10,7 +10,15 @@ from typing import Any
 import yaml
 
 from puna.errors import PunaError
-from puna.guard.code import checks_bounds, checks_memory, checks_misc, checks_text  # noqa: F401 - they register checks
+from puna.guard.code import (  # noqa: F401 - they register checks
+    checks_free,
+    checks_index,
+    checks_misc,
+    checks_null,
+    checks_outside,
+    checks_overflow,
+    checks_text,
+)
 from puna.guard.code.checks import CHECKS
 from puna.guard.code.conditions import Test, compile_condition, compile_regex
 from puna.guard.code.languages import FORMATS, LANGUAGES, RULES_OF

@@ -1,0 +1,196 @@
+"""Checks of pointers in C and C++ that may be NULL where they are reached through."""
+
+import re
+from collections.abc import Iterable
+
+from puna.guard.code.checks import check
+from puna.guard.code.checks_facts import Facts, address_only, bare, called, dereferenced, facts, in_sizeof
+from puna.guard.code.view import Node
+
+_NULLABLE = re.compile(
+    r"^(m|c|re)alloc$|^(str|mem)n?dup$|^(fopen|fdopen|freopen|popen|opendir|getenv|strchr|strrchr|strstr|memchr|strpbrk|strtok|strtok_r|bsearch|localtime|gmtime|getpw\w+|getgr\w+|gethostby\w+|crypt|setlocale|dlsym)$"
+    r"|^k[mvz]?[mzc]alloc(_node|_array)?$|^kmem\w*alloc\w*$|^vz?alloc\w*$|^devm_k\w*alloc$|^kstrdup$|^kmemdup$|^alloc_\w+$|^dev_alloc\w*"
+    r"|^Clone(?!\w*Info$)\w+$|^platform_get_resource\w*$|^\w+_(find|lookup|search)(_by_\w+|_entry)?$|^find_\w+$|^lookup_\w+$|^GetValueFrom\w+$|^\w+_get_(resource|property|attr)\w*$"
+)
+
+
+_ABORTS = re.compile(
+    r"(?i)^(x|xx|e|g|s|safe|ck|must|checked|die|p|apr|ngx|mrb|js|lua|zend|R|rb|Py|GC|cosmo|nofail|v8|OP|emalloc)_?[mcr]?e?alloc|^g_|^x|^safe_|^must|^mrb_|^luaM|^apr_|^zend|^e(m|c|re)alloc"
+)
+
+
+_GIVES_NULL = re.compile(r"^(getenv|crypt|strchr|strrchr|strstr|memchr|strpbrk|GetValueFrom\w+|setlocale|dlerror)$")
+
+
+READERS = frozenset(
+    [
+        "strcpy",
+        "strncpy",
+        "strcat",
+        "strncat",
+        "strlen",
+        "strcmp",
+        "strncmp",
+        "strdup",
+        "memcpy",
+        "memmove",
+        "memset",
+        "memcmp",
+        "sprintf",
+        "fgets",
+        "fread",
+        "fwrite",
+        "fclose",
+        "fprintf",
+        "fputs",
+        "atoi",
+        "atol",
+        "strtol",
+    ]
+)
+
+
+@check("null-unchecked")
+def null_unchecked(function: Node) -> Iterable[Node]:
+    """A pointer from a function that may give NULL is reached through before any condition looked at it."""
+    known = facts(function)
+    for node in known.nodes:
+        if node.kind != "assign" or node.name != "=" or node.base is None or not node.args:
+            continue
+        name = called(bare(node.args[0]))
+        path = node.base.path()
+        if path and name and _NULLABLE.search(name) and not _ABORTS.search(name) and not known.in_test(node):
+            found = _first_use(known, node, path)
+            if found is not None:
+                yield found
+    for node in known.nodes:
+        if called(node) in READERS and any(_GIVES_NULL.search(called(bare(a)) or "-") for a in node.args[:2]):
+            yield node
+
+
+def _first_use(known: Facts, node: Node, path: str) -> Node | None:
+    """The first place after an assignment to `path` that reaches through it, if no condition comes before."""
+    inside = {id(n) for n in node.walk()}
+    for use in known.nodes[known.place[id(node)] + 1 :]:
+        if id(use) in inside:
+            continue
+        if (
+            use.kind in ("name", "member", "index")
+            and use.path() == path
+            and known.in_test(use)
+            and dereferenced(known.parent[id(use)]) is not use
+        ):
+            return None
+        if use.kind == "assign" and use.base is not None and use.base.path() == path:
+            return None
+        target = dereferenced(use)
+        if target is not None and bare(target).path() == path:
+            return None if in_sizeof(use, known) or address_only(use, known) else use
+        if use.kind == "call" and any(
+            a.kind == "unary" and a.name == "&" and a.args and a.args[0].path() == path for a in use.args
+        ):
+            return None
+        if use.kind == "call" and called(use) in READERS and any(bare(a).path() == path for a in use.args[:2]):
+            return use
+    return None
+
+
+@check("null-late")
+def null_late(function: Node) -> Iterable[Node]:
+    """A pointer is reached through, and only afterwards compared with NULL, with nothing assigned between."""
+    known = facts(function)
+    aliases = _aliases(known)
+    reported: set[str] = set()
+    for test in known.nodes:
+        for path in null_tested(test):
+            if path in reported or path.count(".") > 1:
+                continue
+            use = _earlier_use(known, test, {path, *aliases.get(path, ())})
+            if use is not None:
+                reported.add(path)
+                yield use
+
+
+def _aliases(known: Facts) -> dict[str, set[str]]:
+    """parameter -> local names that were declared as (a cast of) it."""
+    found: dict[str, set[str]] = {}
+    for node in known.nodes:
+        if node.kind == "assign" and node.type and node.args and node.args[0].kind == "cast" and node.base is not None:
+            path = bare(node.args[0]).path()
+            if path in known.parameters:
+                found.setdefault(path, set()).add(node.base.path())
+    return found
+
+
+def null_tested(node: Node) -> list[str]:
+    """Paths that this condition compares with NULL: `!p`, `p == NULL`."""
+    if node.kind == "unary" and node.name == "!" and node.args:
+        return [node.args[0].path()] if node.args[0].kind in ("name", "member") else []
+    if node.kind == "binary" and node.name in ("==", "!=") and len(node.args) == 2:
+        one, other = bare(node.args[0]), bare(node.args[1])
+        if (other.kind == "constant" and other.value is None) or (
+            other.kind == "name" and other.name in ("NULL", "nullptr")
+        ):
+            return [one.path()] if one.kind in ("name", "member") else []
+    return []
+
+
+def _earlier_use(known: Facts, test: Node, paths: set[str]) -> Node | None:
+    """A use before `test` that always happens when `test` is reached, without an assignment between."""
+    end = known.place[id(test)]
+    around = {id(a) for a in known.ancestors(test)}
+    for at in range(end - 1, -1, -1):
+        node = known.nodes[at]
+        if (
+            node.kind == "assign"
+            and node.base is not None
+            and node.args
+            and node.base.path() in paths
+            and node.name == "="
+            and not (node.type and bare(node.args[0]).path() in paths)
+        ):
+            return None
+        if node.kind == "call" and any(
+            a.kind == "unary" and a.name == "&" and a.args and a.args[0].path() in paths for a in node.args
+        ):
+            return None
+        if (
+            node.kind in ("name", "member")
+            and node.path() in paths
+            and known.in_test(node)
+            and dereferenced(known.parent[id(node)]) is not node
+        ):
+            return None
+        target = dereferenced(node)
+        if target is None or bare(target).path() not in paths or id(node) in around:
+            continue
+        if node.raw == "subscript_expression" or in_sizeof(node, known) or address_only(node, known):
+            continue
+        owner = next(
+            (
+                a
+                for a in known.ancestors(node)
+                if a.kind in ("if", "loop", "conditional", "catch", "function")
+                or a.raw in ("case_statement", "switch_statement")
+                or (a.kind == "binary" and a.name in ("&&", "||"))
+            ),
+            None,
+        )
+        if owner is None or id(owner) in around:
+            if owner is not None and owner.kind == "if" and not _same_arm(owner, node, test, known):
+                continue
+            if owner is not None and (owner.kind in ("conditional", "binary")):
+                continue
+            return node
+    return None
+
+
+def _same_arm(owner: Node, one: Node, other: Node, known: Facts) -> bool:
+    def arm(node: Node) -> int:
+        inside = {id(node), *(id(a) for a in known.ancestors(node))}
+        return next(
+            (i for i, part in enumerate((owner.args, owner.body, owner.orelse)) if any(id(p) in inside for p in part)),
+            0,
+        )
+
+    return arm(one) in (0, arm(other))

@@ -1,0 +1,192 @@
+"""Checks of lengths and names in C and C++ that come from outside and reach memory or files untested."""
+
+import re
+from collections.abc import Iterable
+
+from puna.guard.code.checks import check
+from puna.guard.code.checks_facts import Facts, bare, called, facts, in_order, plain
+from puna.guard.code.view import Node
+
+WIRE = re.compile(
+    r"^(ntoh[sl]l?|(be|le)(16|32|64)_?to_?(cpu|h|host)p?|(be|le)(16|32|64)toh|get_unaligned_\w+|av_rb\w+|AV_R[BL]\d+|avio_r[bl]\d+|Stream_Read_U?INT\d+|ReadBlob\w*(Long|Short)|ReadProfile\w*(Long|Short)|ReadProperty\w*(Long|Short)|r_read_[bl]e\d+|GUINT\d+_FROM_[BL]E|bytestream2?_get_\w+|rfbClientSwap\d+IfLE|Swap\d+IfLE|READ_\w*(16|32)|DNS_RR_LEN|UINT)$"
+)
+
+
+TEXT_NUMBER = re.compile(r"^(atoi|atol|atoll|strtol|strtoul|strtoll|strtoull)$")
+
+
+_COPIES = {
+    "memcpy": 2,
+    "memmove": 2,
+    "strncpy": 2,
+    "read": 2,
+    "recv": 2,
+    "bcopy": 2,
+    "memset": 2,
+    "ReadFromRFBServer": 2,
+}
+
+
+def taken(known: Facts, pattern: re.Pattern[str]) -> Iterable[tuple[Node, str, str]]:
+    """(node, path, call) of all assigned from a call, or written by a macro, that gives a number from outside."""
+    for node in known.nodes:
+        if node.kind == "assign" and node.base is not None and node.args and node.name == "=":
+            for below in node.args[0].walk():
+                if below.kind == "call" and pattern.search(called(below)):
+                    path = node.base.path()
+                    if path:
+                        yield node, path, called(below)
+                    break
+        elif node.kind == "call" and called(node).startswith("Stream_Read_U") and len(node.args) == 2:
+            path = node.args[1].path()
+            if path and pattern.search(called(node)):
+                yield node, path, called(node)
+
+
+def bounded(known: Facts, path: str, start: int, end: int) -> bool:
+    """Whether a comparison of order, a min/clamp or a mask touched the value between."""
+    for node in known.nodes[start:end]:
+        compares = node.kind in ("binary", "call", "conditional") and (
+            node.name in ("<", ">", "<=", ">=", "==", "!=", "&", "%", ">>")
+            or re.search(r"(?i)min|clamp|check|valid|overflow|assert|require", called(node) or "-")
+            or called(node).isupper()
+        )
+        if compares and any(n.kind in ("name", "member", "index") and n.path() == path for n in node.walk()):
+            return True
+        if (
+            node.kind == "assign"
+            and node.base is not None
+            and node.base.path() == path
+            and node.name in ("&=", "%=", ">>=")
+        ):
+            return True
+    return False
+
+
+@check("length-from-outside")
+def length_from_outside(function: Node) -> Iterable[Node]:
+    """A length or index that came from outside reaches memory with nothing compared: the size of a copy, an index."""
+    known = facts(function)
+    for node, path in _carried(known, [(n, p) for pattern in (WIRE, TEXT_NUMBER) for n, p, _ in taken(known, pattern)]):
+        start = known.place[id(node)] + len(node.walk())
+        for at in range(start, len(known.nodes)):
+            use = known.nodes[at]
+            if use.kind == "assign" and use.base is not None and use.base.path() == path and use.name == "=":
+                break
+            if _reaches(use, path):
+                if not bounded(known, path, start, at) and not loop_bounded(known, path, use):
+                    yield use
+                break
+
+
+def _carried(known: Facts, taken: list[tuple[Node, str]]) -> list[tuple[Node, str]]:
+    """`taken`, and what such a value was added to before anything bounded it: `offset += 4 + length`."""
+    found = list(taken)
+    for node, path in taken:
+        start = known.place[id(node)] + len(node.walk())
+        for step in known.nodes[start:]:
+            if step.kind == "assign" and step.base is not None and step.base.path() == path and step.name == "=":
+                break
+            if (
+                step.kind == "assign"
+                and step.name == "+="
+                and step.base is not None
+                and step.args
+                and plain(step.args[0], path)
+            ):
+                if not bounded(known, path, start, known.place[id(step)]) and not loop_bounded(known, path, step):
+                    found.append((step, step.base.path()))
+                break
+    return found
+
+
+def loop_bounded(known: Facts, path: str, use: Node) -> bool:
+    return any(
+        above.kind in ("loop", "if") and any(n.path() == path for a in above.args for n in a.walk())
+        for above in known.ancestors(use)
+    )
+
+
+def _reaches(use: Node, path: str) -> bool:
+    """Whether memory is reached with `path` as size, index or step of a pointer."""
+    if use.kind == "call" and use.base is not None and use.base.name in _COPIES:
+        at = _COPIES[use.base.name]
+        return len(use.args) > at and plain(use.args[at], path)
+    if use.kind == "index" and len(use.args) == 1:
+        return plain(use.args[0], path)
+    return False
+
+
+@check("bound-overflows")
+def bound_overflows(function: Node) -> Iterable[Node]:
+    """`p + length > end` is computed with a length from outside: the sum wraps round and the test passes."""
+    known = facts(function)
+    wire = {path for _, path, _ in taken(known, WIRE)}
+    for node in known.nodes:
+        if in_order(node) and node.name in (">", ">="):
+            total, end = bare(node.args[0]), bare(node.args[1])
+            if (
+                total.kind == "binary"
+                and total.name == "+"
+                and re.search(r"(?i)end$|^end", end.path().rsplit(".", 1)[-1])
+                and any(
+                    bare(a).path() in wire or (bare(a).kind == "name" and re.search(r"(?i)len|size", bare(a).name))
+                    for a in total.args[1:]
+                )
+            ):
+                yield node
+
+
+_UNREAD = re.compile(r"^Stream_Read_(U?INT(8|16|32|64))|^Stream_Read$|^Stream_Seek(_U?INT\d+)?$")
+
+
+_READ_TESTED = re.compile(
+    r"^Stream_(GetRemaining\w+|CheckAndLog\w+|Ensure\w+|SafeSeek\w*|New|EnsureRemaining\w+|StaticInit)$"
+)
+
+
+@check("stream-unread")
+def stream_unread(function: Node) -> Iterable[Node]:
+    """Winpr streams: fields are read before anything asked how many bytes remain; after a step of unknown length it
+    must be asked again."""
+    known = facts(function)
+    asked = False
+    for node in known.nodes:
+        name = called(node)
+        if _READ_TESTED.search(name):
+            asked = True
+        elif _UNREAD.search(name):
+            if not asked:
+                yield node
+                return
+            if name in ("Stream_Seek", "Stream_Read") and node.args and bare(node.args[-1]).kind != "number":
+                asked = False
+
+
+_JOINS = re.compile(
+    r"(?i)(concat|join|append|make|build)_?\w*path|path\w*_(join|concat|append)|^g_build_(file)?name$|^path_(cat|join)$|^PathCombine"
+)
+
+
+@check("path-unchecked")
+def path_unchecked(function: Node) -> Iterable[Node]:
+    """A file's path is joined from a folder and a name that the caller gave, and nothing looked at the name."""
+    known = facts(function)
+    for node in known.nodes:
+        if not _JOINS.search(called(node)) or len(node.args) < 2:
+            continue
+        for argument in node.args[1:]:
+            path = bare(argument).path()
+            if path in known.parameters and path not in known.tested and not _passed_to_test(known, path, node):
+                yield node
+                break
+
+
+def _passed_to_test(known: Facts, path: str, node: Node) -> bool:
+    for other in known.nodes[: known.place[id(node)]]:
+        tests = other.kind == "call" and re.search(
+            r"(?i)valid|check|clean|saniti|correct|basename|strchr|strstr|normali|allowed|safe", called(other)
+        )
+        if tests and any(a.path() == path for a in other.args):
+            return True
+    return False

@@ -1,0 +1,96 @@
+"""Checks of arithmetic in C and C++ that wraps round before memory is reached by its result."""
+
+import re
+from collections.abc import Iterable
+
+from puna.guard.code.checks import check
+from puna.guard.code.checks_facts import Facts, bare, called, facts, in_order
+from puna.guard.code.view import Node
+
+_ALLOCATES = re.compile(r"(?i)alloc|^kmalloc|^vmalloc|^kzalloc|^mallocf?$|_mallocf?$|^alloca$|^_alloca$")
+
+
+_SAFE_ALLOCATES = re.compile(r"(?i)array|calloc|overflow|checked|^size_|^AcquireQuantum|reallocarray|_n$|^mxCalloc")
+
+
+@check("allocation-product")
+def allocation_product(function: Node) -> Iterable[Node]:
+    """The size of an allocation is a product with a factor from outside the function that nothing bounds."""
+    known = facts(function)
+    for node in known.nodes:
+        if node.kind != "call":
+            continue
+        name = called(node)
+        sizes = node.args if _ALLOCATES.search(name) and not _SAFE_ALLOCATES.search(name) else []
+        if node.name == "[]" and node.new:
+            sizes = node.args
+        if any(_unbounded_product(size, known, known.place[id(node)]) for size in sizes):
+            yield node
+
+
+def _unbounded_product(size: Node, known: Facts, at: int) -> bool:
+    for product in size.walk():
+        if product.kind == "call" and called(product) in ("sizeof", "strlen", "min", "MIN", "std::min"):
+            continue
+        if product.kind != "binary" or product.name != "*" or len(product.args) < 2:
+            continue
+        free = [f for f in (bare(a) for a in product.args) if varies(f)]
+        if not free:
+            continue
+        for factor in free:
+            names = [n.path() for n in factor.walk() if n.kind in ("name", "member") and n.path()]
+            if not any(bounded_before(known, path, at) for path in names):
+                return True
+    return False
+
+
+def varies(factor: Node) -> bool:
+    if factor.kind in ("number", "string", "constant") or called(factor) in ("sizeof", "alignof"):
+        return False
+    if factor.kind == "name":
+        return not factor.name.isupper() and not re.match(r"k[A-Z]", factor.name)
+    if factor.kind == "member":
+        return not factor.name.isupper()
+    if factor.kind == "binary":
+        return any(varies(bare(a)) for a in factor.args)
+    return factor.kind in ("index", "unary") or (factor.kind == "call" and not called(factor).isupper())
+
+
+def bounded_before(known: Facts, path: str, at: int) -> bool:
+    """Compared with something other than 0 or NULL, or known to be small, before the place `at`."""
+    for node in known.nodes[:at]:
+        if node.kind == "binary" and node.name in ("<", ">", "<=", ">=", "==", "!=") and len(node.args) == 2:
+            parts = [bare(a) for a in node.args]
+            if any(p.kind == "constant" or (p.kind == "number" and p.value == 0) for p in parts):
+                continue
+            if any(n.path() == path for p in parts for n in p.walk()):
+                return True
+        if node.kind == "assign" and node.base is not None and node.base.path() == path and node.args:
+            value = bare(node.args[0])
+            if not varies(value) or re.search(
+                r"(?i)^(min|strlen|MIN|MAX|clamp|size|length|sizeof|align)", called(value)
+            ):
+                return True
+    kind = known.types.get(path, "")
+    return kind in ("char", "short", "uint8_t", "u8", "uint16_t", "u16", "bool", "byte")
+
+
+@check("overflow-tested-late")
+def overflow_tested_late(function: Node) -> Iterable[Node]:
+    """A product is computed and only then compared with INT_MAX: it has wrapped round already."""
+    known = facts(function)
+    for node in known.nodes:
+        if not in_order(node) or node.name != ">":
+            continue
+        path, limit = bare(node.args[0]).path(), node.args[1]
+        if not path or not any(
+            n.kind == "name" and re.fullmatch(r"U?(INT|LONG|SIZE|SSIZE)(32)?_MAX", n.name) for n in limit.walk()
+        ):
+            continue
+        for before in known.nodes[: known.place[id(node)]]:
+            if before.kind == "assign" and before.base is not None and before.base.path() == path and before.args:
+                value = bare(before.args[0])
+                product = value.kind == "binary" and value.name == "*" and all(varies(bare(a)) for a in value.args)
+                at = known.place[id(before)]
+                if product and not any(bounded_before(known, bare(a).path(), at) for a in value.args):
+                    yield node
