@@ -16,7 +16,7 @@ from rows import machine, parser, write_rows
 from services import Asked, together
 
 import puna
-from puna.engine.forecast import resident_peak
+from puna.model.memory import resident_peak
 
 ANSWER = 4
 NOTES = (

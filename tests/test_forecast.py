@@ -7,9 +7,10 @@ from puna.checkpoint import open_source, save
 from puna.checkpoint.ready import load_ready
 from puna.checkpoint.rehearsal import rehearse
 from puna.engine import load
-from puna.engine.forecast import Needs, cache_bytes, resident, work_bytes
+from puna.engine.forecast import Needs, cache_bytes, work_bytes
 from puna.engine.sizes import CacheSize
 from puna.errors import PunaError
+from puna.model.memory import resident
 from puna.model.paged import BLOCK, PagedPool
 from tiny import CONFIGS, decoder
 

@@ -9,7 +9,7 @@ import torch
 from puna.checkpoint.source import Loaded, Source, _empty_decoder
 from puna.checkpoint.validate import check_finite, check_shapes
 from puna.model import Decoder
-from puna.model.memory import available_bytes
+from puna.model.memory import available_bytes, returned_at_once
 from puna.model.on_demand import ExpertCache, OnDemand, expert_cache, held_bytes
 from puna.model.packing import Packer
 from puna.model.quantized import Float8, Quantized, Weight, plain
@@ -38,7 +38,8 @@ def load_ready(
     source's, where it was read already.
     Raises PunaError as `load` does, and where all but the experts is more than `memory`.
     """
-    model = filled(source, device, dtype, quantize, model, memory)
+    with returned_at_once():
+        model = filled(source, device, dtype, quantize, model, memory)
     kept = () if quantize or dtype is not None else source.packed_notes
     cache = expert_cache(model)
     if cache is not None:

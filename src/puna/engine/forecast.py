@@ -4,12 +4,9 @@ Weights and what loading needs beside them are counted by rehearsing the load (`
 work follow from the shape. Legend: D model width, F feed-forward width, V vocabulary, K head width.
 """
 
-import ctypes
 import math
-import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -19,7 +16,7 @@ from puna.engine.sizes import CacheSize, cache_size
 from puna.errors import PunaError
 from puna.family.arithmetic import count_parameters
 from puna.family.config import ModelConfig
-from puna.model.memory import available_bytes
+from puna.model.memory import available_bytes, resident
 from puna.model.paged import BLOCK, PagedPool, blocks_for
 
 if TYPE_CHECKING:
@@ -142,31 +139,6 @@ def work_bytes(config: ModelConfig, dtype: torch.dtype, tokens: int, answers: in
 def _scratch(inputs: int) -> int:
     """What our product kernel needs for one row beside input and output."""
     return 4 * inputs + 8 * (inputs // GROUP)
-
-
-def resident() -> int:
-    """Bytes of this process that are in memory now (0 where the system doesn't tell)."""
-    return _status("VmRSS")
-
-
-def resident_peak() -> int:
-    """The most bytes of this process that were in memory at once, code included (0 where the system doesn't tell)."""
-    return _status("VmHWM")
-
-
-def _status(field: str) -> int:
-    try:
-        found = re.search(rf"{field}:\s*(\d+) kB", Path("/proc/self/status").read_text())
-    except OSError:
-        return 0
-    return int(found[1]) * 1024 if found else 0
-
-
-def give_back() -> None:
-    """Return freed memory to the system, where the C library keeps it (glibc)."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)
 
 
 def fitted(needs: Needs, size: CacheSize, context: int | None, room: int, fewer: "Fewer") -> CacheSize:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from puna.engine.core import Core
 from puna.engine.engine import Engine
-from puna.engine.forecast import Forecast, Needs, give_back, planned, resident_peak
+from puna.engine.forecast import Forecast, Needs, planned
 from puna.engine.generate import Request, Rows, Scores, Stream
 from puna.engine.grammar import Grammar, Vocabulary
 from puna.engine.pace import LARGEST
@@ -23,6 +23,7 @@ from puna.engine.stats import Stats
 from puna.errors import PunaError
 from puna.family.config import ModelConfig
 from puna.model import Decoder
+from puna.model.memory import resident_peak
 from puna.model.paged import BLOCK, blocks_for
 from puna.text.tokenizer import Tokenizer
 
@@ -99,7 +100,6 @@ def load(
         if tell is not None:
             tell(needs.most(cache))
         loaded = load_ready(source, target, wanted, quantize, memory=weights, tokenizer=tokenizer)
-        give_back()
         make = partial(Model, cache=cache, needs=needs)
     else:
         loaded = load_ready(open_source(path), target, wanted, quantize)
