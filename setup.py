@@ -15,7 +15,8 @@ KERNELS = Extension(
     sources=[FOLDER + "avx512.c", FOLDER + "avx2.c"],
     depends=[
         FOLDER + name
-        for name in ("simd.h", "linear.c", "elementwise.c", "quantize.c", "attention.c", "records.c", "rotary.c")
+        for name in ("simd.h", "linear.c", "elementwise.c", "quantize.c", "attention.c", "records.c", "rotary.c",
+                     "layers.c")
     ],
     extra_compile_args=["-O3", "-g0", "-std=gnu11", "-fopenmp", "-ffp-contract=off", "-fno-math-errno", "-Wno-psabi"],
     optional=True,

@@ -11,6 +11,7 @@ from puna.family.config import ModelConfig
 from puna.model.attention import Attention
 from puna.model.cache import Cache, LayerCache, ModelCache
 from puna.model.feedforward import FeedForward, MixtureOfExperts
+from puna.model.layers import Layers
 from puna.model.linear import Embedding, Linear
 from puna.model.norm import RMSNorm
 from puna.model.packed import PackedEmbedding
@@ -48,6 +49,7 @@ class Decoder(nn.Module):
         self.lm_head: nn.Module | None = (
             None if config.tie_word_embeddings else Linear(config.hidden_size, config.vocab_size)
         )
+        self._passes = Layers(self.layers)
         self._frequencies: Tensor | None = None
 
     @property
@@ -89,9 +91,7 @@ class Decoder(nn.Module):
         positions_S = cache.positions(length, device) if cache else torch.arange(length, device=device)
         positions = Positions.of(positions_S, frequencies, self.config.attention_temperature)
         x_BSD = self.embed_tokens(token_ids_BS)
-        for i, block in enumerate(self.layers):
-            x_BSD = block(x_BSD, positions, cache.layers[i] if cache else None)
-        return self.norm(x_BSD)
+        return self.norm(self._passes.forward(x_BSD, positions, cache))
 
     def forward(
         self,

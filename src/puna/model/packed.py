@@ -83,13 +83,21 @@ class Panels:
         """Bytes held: panels and scales."""
         return self.panels.nbytes + self.scales.nbytes
 
+    def address(self, bf16: bool) -> int:
+        """Where the kernels find what they must know of it, for activations of bfloat16 or of float32."""
+        return self._addresses[bf16]
+
+    def scratch_bytes(self, rows: int) -> int:
+        """What a product of so many rows writes beside its result."""
+        return rows * (4 * self.inputs + 8 * (self.inputs // self.group))
+
     def product(self, x_MK: Tensor) -> Tensor:
         """x @ weight.T [M, N], in x's dtype (float32 or bfloat16)."""
         rows = x_MK.shape[0]
         bf16 = x_MK.dtype == torch.bfloat16
         x_MK = x_MK.contiguous()
         out_MN = x_MK.new_empty(rows, self.outputs)
-        scratch = torch.empty(rows * (4 * self.inputs + 8 * (self.inputs // self.group)), dtype=torch.uint8)
+        scratch = torch.empty(self.scratch_bytes(rows), dtype=torch.uint8)
         _native().linear(
             self._addresses[bf16], x_MK.data_ptr(), out_MN.data_ptr(),
             rows, self.width, bf16,

@@ -177,6 +177,10 @@ class PagedLayer:
         self._group = group
         self._layer = layer
 
+    def call(self, dtype: torch.dtype, heads: int) -> AttentionCall:
+        """What the kernel has to know but for queries, keys and values. Shared by layers: `pool` is this layer's."""
+        return self._group.call(self._layer, dtype, heads)
+
     def attend(self, q_1SHK: Tensor, k_1SGK: Tensor, v_1SGK: Tensor) -> Tensor:
         """Keep the new keys and values; each span's queries over what they see of their own sequence [1, S, H, K].
 
@@ -187,8 +191,7 @@ class PagedLayer:
             raise ValueError(f"a pass over spans is one row of tokens, not {q_1SHK.shape[0]}")
         kernels = kernels_for(q_1SHK.device, q_1SHK.dtype, self._group.records.head_dim)
         if kernels and self._pool.stored in KINDS:
-            call = self._group.call(self._layer, q_1SHK.dtype, q_1SHK.shape[2])
-            return run_attention(kernels, call, q_1SHK, k_1SGK, v_1SGK)
+            return run_attention(kernels, self.call(q_1SHK.dtype, q_1SHK.shape[2]), q_1SHK, k_1SGK, v_1SGK)
         return self._attend_by_torch(q_1SHK, k_1SGK, v_1SGK)
 
     def _attend_by_torch(self, q_1SHK: Tensor, k_1SGK: Tensor, v_1SGK: Tensor) -> Tensor:

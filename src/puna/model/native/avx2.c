@@ -7,3 +7,4 @@
 #include "elementwise.c"
 #include "quantize.c"
 #include "attention.c"
+#include "layers.c"

@@ -1,0 +1,71 @@
+"""Layers in one call of the kernels give the bits of layers computed step by step."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from puna.model import layers
+from puna.model.decoder import Block, Decoder
+from puna.model.native import kernels
+from puna.model.packing import pack
+from puna.model.paged import Batch, PagedPool, Span
+from tiny import CONFIGS, decoder
+
+pytestmark = pytest.mark.skipif(kernels() is None, reason="the compiled kernels are not there")
+KINDS = sorted(CONFIGS)
+BITS = [(torch.float32, None), (torch.bfloat16, None), (torch.bfloat16, 8), (torch.bfloat16, 4), (torch.float32, 4)]
+
+
+def packed(kind: str, dtype: torch.dtype, bits: int | None) -> Decoder:
+    model = decoder(kind).to(dtype)
+    pack(model, bits)
+    return model
+
+
+def passes(model: Decoder, dtype: torch.dtype, kv: str | None) -> list[Tensor]:
+    """Two sequences: 40 and 3 tokens, then 1 and 30, then 1 and 1."""
+    pool = PagedPool(model.config, 8, 8, dtype, kv)
+    tables = [np.array(each, np.int32) for each in ([0, 3, 5], [1, 2, 7])]
+    random, starts, found = torch.Generator().manual_seed(3), [0, 0], []
+    for counts in ((40, 3), (1, 30), (1, 1)):
+        spans = [Span(*each, table, table) for *each, table in zip(starts, counts, tables, strict=True)]
+        ids = torch.randint(model.config.vocab_size, (1, sum(counts)), generator=random)
+        found.append(model.hidden(ids, Batch(pool, spans)))
+        starts = [start + count for start, count in zip(starts, counts, strict=True)]
+    return found
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kv", [None, "int8"])
+@pytest.mark.parametrize(("dtype", "bits"), BITS, ids=str)
+@pytest.mark.parametrize("kind", KINDS)
+def test_bits_are_those_of_the_blocks(kind: str, dtype: torch.dtype, bits: int | None, kv: str | None,
+                                      monkeypatch: pytest.MonkeyPatch) -> None:
+    model = packed(kind, dtype, bits)
+    called: list[int] = []
+    forward = Block.forward
+    monkeypatch.setattr(Block, "forward", lambda self, *a: called.append(1) or forward(self, *a))
+    together = passes(model, dtype, kv)
+    config = model.config
+    assert len(called) == 3 * len(config.moe_layers)
+    monkeypatch.setattr(layers.Dense, "of", lambda *_: None)
+    model._passes = layers.Layers(model.layers)
+    called.clear()
+    one_by_one = passes(model, dtype, kv)
+    assert len(called) == 3 * config.num_layers
+    assert all(map(torch.equal, together, one_by_one))
+
+
+@torch.no_grad()
+def test_an_exchanged_part_is_seen() -> None:
+    model = packed("llama3.2", torch.float32, None)
+    before = passes(model, torch.float32, None)[0]
+    attention: Any = model.layers[1].self_attn
+    product, attention.o_proj = attention.o_proj, torch.nn.Identity()
+    changed = passes(model, torch.float32, None)[0]
+    assert not torch.equal(changed, before)
+    attention.o_proj = product
+    assert torch.equal(passes(model, torch.float32, None)[0], before)
