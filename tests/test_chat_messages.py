@@ -55,7 +55,7 @@ def test_pictures():
                                            {"type": "text", "text": "what?"}]}  # fmt: skip
     with pytest.raises(PunaError, match=r"messages\[0\]\.content\[0\]: this model reads text only"):
         check_messages([picture])
-    read = check_messages([picture], read_image=lambda part, where: {"type": part["type"], "where": where})
+    read = check_messages([picture], read_picture=lambda part, where: [{"type": part["type"], "where": where}])
     assert read[0]["content"] == [{"type": "image_url", "where": "messages[0].content[0]"},
                                   {"type": "text", "text": "what?"}]  # fmt: skip
 

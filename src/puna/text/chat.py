@@ -8,8 +8,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from puna.errors import PunaError
+from puna.family.vision import LLAMA_4_VISION, Llama32Vision
 from puna.text.chat_formats import FORMATS, fold_calls, fold_tools
-from puna.text.messages import ImageReader, check_messages, check_tools
+from puna.text.messages import Message, check_messages, check_tools
+from puna.text.pictures import VIDEO_PARTS, Grid, PictureReader, Vision, lay_out
 from puna.text.template import Control, Part, chat_template
 
 
@@ -28,20 +30,33 @@ class ChatTokenizer(Protocol):
 
 
 def render(tokenizer: ChatTokenizer, messages: Sequence[Mapping[str, Any]],
-           tools: Sequence[Mapping[str, Any]] | None = None, add_generation_prompt: bool = True) -> list[int]:
+           tools: Sequence[Mapping[str, Any]] | None = None, add_generation_prompt: bool = True,
+           grids: Sequence[Grid] | None = None, vision: Vision | None = None) -> list[int]:
     """One chat as token ids, with BOS once at the start.
 
-    `messages` and `tools` are OpenAI's. Raises PunaError, naming the field, for what is not; for what the template
-    refuses; and where there is neither a template nor a known generation.
+    `messages` and `tools` are OpenAI's. grids: (rows, columns) of tiles of each picture in the messages; their parts
+    are not read here, and without grids there may be none. vision: says how a picture is laid out; by default as in the
+    released models of the tokenizer's generation. Raises PunaError, naming the field, for what is not; for what the
+    template refuses; and where there is neither a template nor a known generation.
     """
-    return encode_parts(tokenizer, chat_parts(tokenizer, messages, tools, add_generation_prompt))
+    parts = chat_parts(tokenizer, messages, tools, add_generation_prompt, None if grids is None else _picture)
+    if vision is None:
+        vision = LLAMA_4_VISION if "<|patch|>" in tokenizer.control else Llama32Vision(())
+    return encode_parts(tokenizer, lay_out(parts, grids or (), vision))
+
+
+def _picture(part: Mapping[str, Any], where: str) -> list[dict[str, Any]]:
+    if part["type"] in VIDEO_PARTS:
+        raise PunaError(f"{where}: a video has to be read before it can be rendered; give its frames as pictures")
+    return [{"type": "image"}]
 
 
 def chat_parts(tokenizer: ChatTokenizer, messages: Sequence[Mapping[str, Any]],
                tools: Sequence[Mapping[str, Any]] | None = None, add_generation_prompt: bool = True,
-               read_image: ImageReader | None = None) -> list[Part]:
-    """One chat as control tokens and plain texts, before encoding; `read_image` admits picture parts."""
-    checked, defined = check_messages(messages, read_image), check_tools(tools)
+               read_picture: PictureReader | None = None) -> list[Part]:
+    """One chat as control tokens and plain texts, before encoding. `read_picture` admits pictures, each of which
+    stands as one <|image|> as yet."""
+    checked, defined = check_messages(messages, read_picture), check_tools(tools)
     if tokenizer.chat_template is None:
         own = FORMATS.get(tokenizer.generation or "")
         if own is None:
@@ -51,9 +66,15 @@ def chat_parts(tokenizer: ChatTokenizer, messages: Sequence[Mapping[str, Any]],
     template = chat_template(tokenizer.chat_template, tuple(tokenizer.control))
     if not template.knows_calls:
         checked = fold_calls(checked, "ipython" if (tokenizer.generation or "").startswith("llama3") else "user")
-    if defined and not template.knows_tools:
+    if defined and not (template.knows_tools and _begins_with_text(checked)):
         checked, defined = fold_tools(checked, defined), None
     return template.render(checked, defined, add_generation_prompt, _special(tokenizer))
+
+
+def _begins_with_text(messages: Sequence[Message]) -> bool:
+    """Whether the user's first message is text alone: beside tools, the templates of the Llama family expect that."""
+    first = next((message["content"] for message in messages if message["role"] == "user"), "")
+    return isinstance(first, str)
 
 
 def encode_parts(tokenizer: ChatTokenizer, parts: Sequence[Part]) -> list[int]:

@@ -11,6 +11,7 @@ from typing import Any
 from puna.errors import PunaError
 from puna.text import template
 from puna.text.messages import Message
+from puna.text.pictures import joined, written
 from puna.text.template import Control, Part
 from puna.text.toolcalls import ToolCall, encode_calls
 
@@ -53,7 +54,7 @@ def llama3(messages: list[Message], tools: Tools, add_generation_prompt: bool) -
     """Headers and <|eot_id|>. Llama 3 has no tool format: definitions go into the first message of the user."""
     parts: list[Part] = [Control("<|begin_of_text|>")]
     for message in _folded(messages, tools, "ipython"):
-        parts += [*_header3(message["role"]), message["content"].strip(), Control("<|eot_id|>")]
+        parts += [*_header3(message["role"]), *written(message["content"], strip=True), Control("<|eot_id|>")]
     return parts + (_header3("assistant") if add_generation_prompt else [])
 
 
@@ -69,8 +70,10 @@ def llama32(messages: list[Message], tools: Tools, add_generation_prompt: bool) 
 
 def _dated(messages: list[Message], tools: Tools, add_generation_prompt: bool, date: str) -> list[Part]:
     system, turns = _split_system(messages)
-    text = ("Environment: ipython\n" if tools else "") + f"{CUTOFF}{date}\n\n{(system or '').strip()}"
-    parts: list[Part] = [Control("<|begin_of_text|>"), *_header3("system"), text, Control("<|eot_id|>")]
+    parts: list[Part] = [Control("<|begin_of_text|>")]
+    if system is not None or all(isinstance(message["content"], str) for message in turns):
+        text = ("Environment: ipython\n" if tools else "") + f"{CUTOFF}{date}\n\n{(system or '').strip()}"
+        parts += [*_header3("system"), text, Control("<|eot_id|>")]
     if tools:
         turns = _tools_in_first(turns, tools, len(messages) - len(turns))
     for at, message in enumerate(turns, len(messages) - len(turns)):
@@ -82,9 +85,7 @@ def _dated(messages: list[Message], tools: Tools, add_generation_prompt: bool, d
             text = _call_json(calls[0])
         elif role == "tool":
             role, text = "ipython", _json(text)
-        else:
-            text = text.strip()
-        parts += [*_header3(role), text, Control("<|eot_id|>")]
+        parts += [*_header3(role), *written(text, strip=not calls and role != "ipython"), Control("<|eot_id|>")]
     return parts + (_header3("assistant") if add_generation_prompt else [])
 
 
@@ -105,7 +106,7 @@ def llama4(messages: list[Message], tools: Tools, add_generation_prompt: bool) -
         elif role == "tool":
             parts += [*_header4("ipython"), _json(text), end]
         else:
-            parts += [*_header4(role), text, end]
+            parts += [*_header4(role), *written(text), end]
     return parts + (_header4("assistant") if add_generation_prompt else [])
 
 
@@ -137,7 +138,7 @@ def fold_calls(messages: list[Message], result_role: str) -> list[Message]:
             role, text = result_role, _json(text)
         before = folded[-1] if folded else None
         if before and before["role"] == role == result_role == "user" and (is_result or before["is_result"]):
-            before["content"] += f"\n\n{text}"
+            before["content"] = joined(before["content"], "\n\n", text)
         else:
             folded.append({"role": role, "content": text, "is_result": is_result})
     return [{"role": message["role"], "content": message["content"]} for message in folded]
@@ -153,7 +154,9 @@ def _tools_in_first(turns: list[Message], tools: list[dict[str, Any]], at: int) 
         raise PunaError(f"messages[{at}]: tool definitions go into the first message of the user, "
                         "which must come first or follow the system message")
     described = "".join(json.dumps(tool, ensure_ascii=False, indent=4) + "\n\n" for tool in tools)
-    return [{"role": "user", "content": TOOLS_INTRODUCTION + described + turns[0]["content"].strip()}, *turns[1:]]
+    asked = turns[0]["content"]
+    content = joined(TOOLS_INTRODUCTION + described, asked.strip() if isinstance(asked, str) else asked)
+    return [{"role": "user", "content": content}, *turns[1:]]
 
 
 def _split_system(messages: list[Message]) -> tuple[str | None, list[Message]]:

@@ -5,26 +5,23 @@ a chat format may read. Errors name the field as OpenAI does: `messages[2].tool_
 """
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from puna.errors import PunaError
+from puna.text.pictures import IMAGE_PARTS, VIDEO_PARTS, PictureReader
 
 Message = dict[str, Any]
 
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": "tool",
          "ipython": "tool"}  # fmt: skip
-IMAGE_PARTS = ("image_url", "image", "input_image")
 
-# What turns a picture part into the plain part that a format may read; None where the model reads text only.
-ImageReader = Callable[[Mapping[str, Any], str], dict[str, Any]]
-
-
-def check_messages(messages: Sequence[Mapping[str, Any]], read_image: ImageReader | None = None) -> list[Message]:
+def check_messages(messages: Sequence[Mapping[str, Any]], read_picture: PictureReader | None = None) -> list[Message]:
     """The messages as plain dicts: role, content, and where given tool_calls, tool_call_id, name.
 
     `content` becomes one text (text parts are joined as they stand), except where picture parts are read: then it is a
-    list of parts. `developer` is `system`, `ipython` is `tool`; arguments of calls become dicts. Raises PunaError.
+    list of parts. Without `read_picture` the model reads text only. `developer` is `system`, `ipython` is `tool`;
+    arguments of calls become dicts. Raises PunaError.
     """
     if isinstance(messages, str | bytes | Mapping) or not isinstance(messages, Sequence):
         raise PunaError(f"messages: a list of messages is needed, not {_kind(messages)}; "
@@ -34,7 +31,7 @@ def check_messages(messages: Sequence[Mapping[str, Any]], read_image: ImageReade
     checked: list[Message] = []
     call_ids: set[str] = set()
     for at, message in enumerate(messages):
-        checked.append(_message(message, f"messages[{at}]", call_ids, read_image))
+        checked.append(_message(message, f"messages[{at}]", call_ids, read_picture))
     return checked
 
 
@@ -65,7 +62,7 @@ def _tool(tool: Any, where: str) -> dict[str, Any]:
     return _plain(tool, where)
 
 
-def _message(message: Any, where: str, call_ids: set[str], read_image: ImageReader | None) -> Message:
+def _message(message: Any, where: str, call_ids: set[str], read_picture: PictureReader | None) -> Message:
     if not isinstance(message, Mapping):
         raise PunaError(f"{where}: an object with role and content is needed, not {_kind(message)}")
     role = message.get("role")
@@ -73,7 +70,7 @@ def _message(message: Any, where: str, call_ids: set[str], read_image: ImageRead
         raise PunaError(f"{where}.role: {role!r} is not a role; use system, user, assistant or tool")
     checked: Message = {"role": ROLES[role]}
     calls = _calls(message.get("tool_calls"), where, checked["role"], call_ids)
-    checked["content"] = _content(message.get("content"), where, checked["role"], bool(calls), read_image)
+    checked["content"] = _content(message.get("content"), where, checked["role"], bool(calls), read_picture)
     if calls:
         checked["tool_calls"] = calls
     if message.get("name") is not None:
@@ -86,7 +83,7 @@ def _message(message: Any, where: str, call_ids: set[str], read_image: ImageRead
     return checked
 
 
-def _content(content: Any, where: str, role: str, has_calls: bool, read_image: ImageReader | None) -> Any:
+def _content(content: Any, where: str, role: str, has_calls: bool, read_picture: PictureReader | None) -> Any:
     where = f"{where}.content"
     if isinstance(content, str):
         return _text(content, where)
@@ -98,22 +95,24 @@ def _content(content: Any, where: str, role: str, has_calls: bool, read_image: I
         return _plain(content, where)
     if not isinstance(content, Sequence) or isinstance(content, bytes):
         raise PunaError(f"{where}: a text or a list of parts is needed, not {_kind(content)}")
-    parts = [_part(part, f"{where}[{at}]", read_image) for at, part in enumerate(content)]
+    parts = [plain for at, part in enumerate(content) for plain in _part(part, f"{where}[{at}]", role, read_picture)]
     if all(part["type"] == "text" for part in parts):
         return "".join(part["text"] for part in parts)
     return parts
 
 
-def _part(part: Any, where: str, read_image: ImageReader | None) -> dict[str, Any]:
+def _part(part: Any, where: str, role: str, read_picture: PictureReader | None) -> list[dict[str, Any]]:
     if not isinstance(part, Mapping):
         raise PunaError(f"{where}: an object with a type is needed, not {_kind(part)}")
     kind = part.get("type")
     if kind == "text":
-        return {"type": "text", "text": _text(part.get("text"), f"{where}.text")}
-    if kind in IMAGE_PARTS:
-        if read_image is None:
+        return [{"type": "text", "text": _text(part.get("text"), f"{where}.text")}]
+    if kind in IMAGE_PARTS + VIDEO_PARTS:
+        if read_picture is None:
             raise PunaError(f"{where}: this model reads text only; leave the picture out or load a model with vision")
-        return read_image(part, where)
+        if role != "user":
+            raise PunaError(f"{where}: only messages of the user show pictures; this one is of the {role}")
+        return read_picture(part, where)
     raise PunaError(f"{where}.type: {kind!r} is not supported; use \"text\"")
 
 

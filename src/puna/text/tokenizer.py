@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from puna.errors import PunaError
 from puna.family import vocabulary
+from puna.family.vision import Llama4Vision, Llama32Vision
 from puna.text import fast
 from puna.text.incremental import StreamDecoder
 from puna.text.sentencepiece_ import SentencePieceBackend, parse_model
@@ -111,11 +112,12 @@ class Tokenizer:
         return lambda i: b"" if i in self._names else self.backend.token_bytes(i)
 
     def render(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None = None,
-               add_generation_prompt: bool = True) -> list[int]:
+               add_generation_prompt: bool = True, grids: Sequence[tuple[int, int]] | None = None,
+               vision: Llama4Vision | Llama32Vision | None = None) -> list[int]:
         """One chat as token ids, BOS once; see `puna.text.chat`."""
         from puna.text.chat import render
 
-        return render(self, messages, tools, add_generation_prompt)
+        return render(self, messages, tools, add_generation_prompt, grids, vision)
 
     def save(self, folder: str | Path) -> None:
         """Write tokenizer.json, tokenizer_config.json and chat_template.jinja, which transformers loads with equal ids.
