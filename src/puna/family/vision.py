@@ -1,6 +1,7 @@
 """The vision towers of Llama 3.2 Vision and Llama 4: shapes as data."""
 
 from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 
 @dataclass(frozen=True)
@@ -10,6 +11,8 @@ class Llama4Vision:
     Source: llama-models `llama4/vision`, transformers `modeling_llama4.py`. Sides are in pixels.
     """
 
+    channel_means: ClassVar[tuple[float, float, float]] = (0.5, 0.5, 0.5)  # of red, green, blue from 0 to 1
+    channel_deviations: ClassVar[tuple[float, float, float]] = (0.5, 0.5, 0.5)
     hidden_size: int = 1408
     num_layers: int = 34
     num_heads: int = 16
@@ -33,6 +36,11 @@ class Llama4Vision:
         """Text positions that one tile takes, without its separators."""
         return self.patches // self.pixel_shuffle**2
 
+    def tiles(self, grid: tuple[int, int]) -> int:
+        """Tiles of a picture of rows x columns: more than one are followed by a global tile."""
+        count = grid[0] * grid[1]
+        return count + (count > 1)
+
 
 @dataclass(frozen=True)
 class Llama32Vision:
@@ -42,6 +50,8 @@ class Llama32Vision:
     Source: llama-models `llama3/multimodal/model.py`, transformers `modeling_mllama.py`.
     """
 
+    channel_means: ClassVar[tuple[float, float, float]] = (0.48145466, 0.4578275, 0.40821073)  # CLIP's
+    channel_deviations: ClassVar[tuple[float, float, float]] = (0.26862954, 0.26130258, 0.27577711)
     cross_attention_before: tuple[int, ...]
     tile_side: int = 560
     hidden_size: int = 1280
@@ -51,10 +61,14 @@ class Llama32Vision:
     intermediate_size: int = 5120
     patch_side: int = 14
     max_tiles: int = 4
-    intermediate_outputs: tuple[int, ...] = (3, 7, 15, 23, 30)  # inputs of these layers join the final output
+    intermediate_layers: tuple[int, ...] = (3, 7, 15, 23, 30)  # their inputs (see `reference`) join the final output
     extra_embeddings: int = 8  # learnable input rows behind the vocabulary; row 0 stands at image positions
     image_token_id: int = 128_256  # `<|image|>` as the model is fed it: the first of the extra rows
     layer_norm_eps: float = 1e-5
+    # Whose arithmetic the weights were made for. transformers differs from Meta's code in two places: since 4.57 at the
+    # latest its towers take the outputs of the intermediate layers, not their inputs, and in all versions tokens before
+    # the first picture read all pictures, padding tiles included (its issue 39379).
+    reference: Literal["meta", "transformers"] = "meta"
 
     @property
     def patches(self) -> int:
@@ -64,13 +78,17 @@ class Llama32Vision:
     @property
     def output_size(self) -> int:
         """Width of the tower's output: the final channels and those of the intermediate outputs."""
-        return self.hidden_size * (1 + len(self.intermediate_outputs))
+        return self.hidden_size * (1 + len(self.intermediate_layers))
 
     @property
     def aspect_ratios(self) -> tuple[tuple[int, int], ...]:
         """Grids of tiles (rows, columns) that a picture may have. The id of one is its place here, counted from 1."""
         sides = range(1, self.max_tiles + 1)
         return tuple((rows, columns) for rows in sides for columns in sides if rows * columns <= self.max_tiles)
+
+    def tiles(self, grid: tuple[int, int]) -> int:
+        """Tiles of a picture of rows x columns."""
+        return grid[0] * grid[1]
 
     def cross_attention_layers(self) -> tuple[int, ...]:
         """Positions of the cross-attention layers in Hugging Face's numbering, which counts them among the layers."""

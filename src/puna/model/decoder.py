@@ -1,21 +1,37 @@
-"""The decoder: Llama 2, 3, 3.1, 3.2, 3.3 and Llama 4 (text) from one definition.
+"""The decoder: Llama 2, 3, 3.1, 3.2, 3.3 and Llama 4 from one definition; with a tower, where it can see.
 
 Parameter names are Hugging Face's without their prefix, with `feed_forward` for the dense MLP of every generation.
 Legend: B batch, S sequence, D model width, V vocabulary.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
 from puna.family.config import ModelConfig
+from puna.family.vision import Llama4Vision, Llama32Vision
 from puna.model.attention import Attention
 from puna.model.cache import Cache, LayerCache, ModelCache
+from puna.model.cross_attention import CrossBlock, features_of
 from puna.model.feedforward import FeedForward, MixtureOfExperts
 from puna.model.layers import Layers
 from puna.model.linear import Embedding, Linear
 from puna.model.norm import RMSNorm
 from puna.model.packed import PackedEmbedding
+from puna.model.pictures import (
+    CrossFeatures,
+    PassPictures,
+    PatchFeatures,
+    PictureFeatures,
+    PlacedCross,
+    PlacedPatches,
+    SequencePictures,
+    check_pictures,
+)
 from puna.model.rope import Positions, inverse_frequencies
+from puna.model.vision_llama4 import Llama4Sight
+from puna.model.vision_llama32 import Llama32Sight
 
 
 class Block(nn.Module):
@@ -43,12 +59,19 @@ class Decoder(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        self.embed_tokens: Embedding | PackedEmbedding = Embedding(config.vocab_size, config.hidden_size)
+        self.embed_tokens: Embedding | PackedEmbedding = Embedding(config.input_vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(Block(config, i) for i in range(config.num_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.lm_head: nn.Module | None = (
             None if config.tie_word_embeddings else Linear(config.hidden_size, config.vocab_size)
         )
+        self.vision: Llama4Sight | Llama32Sight | None = None
+        self.cross_layers: nn.ModuleList | None = None  # each stands before a layer of `cross_attention_before`
+        if isinstance(config.vision, Llama4Vision):
+            self.vision = Llama4Sight(config.vision, config.hidden_size)
+        elif isinstance(config.vision, Llama32Vision):
+            self.vision = Llama32Sight(config.vision, config.hidden_size)
+            self.cross_layers = nn.ModuleList(CrossBlock(config) for _ in config.vision.cross_attention_before)
         self._passes = Layers(self.layers)
         self._frequencies: Tensor | None = None
 
@@ -64,10 +87,10 @@ class Decoder(nn.Module):
 
     @property
     def head_weight(self) -> Tensor:
-        """The output matrix [V, D], not packed: the embedding itself where tied."""
-        head = self.embed_tokens if self.lm_head is None else self.lm_head
-        assert isinstance(head, Embedding | Linear), "training needs plain weights"
-        return head.weight
+        """The output matrix [V, D], not packed, with its update; the embedding itself where tied."""
+        weight = getattr(self.embed_tokens if self.lm_head is None else self.lm_head, "weight", None)
+        assert isinstance(weight, Tensor), "training needs plain weights"
+        return weight
 
     def head(self, x_BSD: Tensor) -> Tensor:
         """Logits [B, S, V] of final states."""
@@ -82,7 +105,35 @@ class Decoder(nn.Module):
         """An empty cache for one batch of equally long rows."""
         return Cache(self.config)
 
-    def hidden(self, token_ids_BS: Tensor, cache: ModelCache | None = None) -> Tensor:
+    def look(self, pixel_values: Tensor, grids: Sequence[tuple[int, int]]) -> list[PictureFeatures]:
+        """What there is to know of each picture, whatever text it will stand in; see `puna.model.pictures`.
+
+        pixel_values: normalised tiles [T, 3, side, side] of all pictures in order (Llama 4: each one's global tile
+        last, where it has more than one). grids: (rows, columns) of each. Raises PunaError where these don't fit each
+        other or the model, and where the model has no tower.
+        """
+        check_pictures(pixel_values, grids, self.config.vision)
+        if isinstance(self.vision, Llama4Sight):
+            return list(self.vision.look(pixel_values, grids))
+        assert isinstance(self.vision, Llama32Sight)
+        assert self.cross_layers is not None
+        states = self.vision(pixel_values, grids)
+        return [features_of(one, grid, self.vision.config, self.cross_layers)
+                for one, grid in zip(states, grids, strict=True)]  # fmt: skip
+
+    def place(self, token_ids: Sequence[int], pictures: Sequence[PictureFeatures]) -> SequencePictures:
+        """Tie a prompt to its pictures, in their order. Raises PunaError where it has places for more or fewer."""
+        vision = self.config.vision
+        if isinstance(vision, Llama4Vision):
+            patches = [one for one in pictures if isinstance(one, PatchFeatures)]
+            return PlacedPatches(token_ids, vision.image_token_id, patches)
+        assert vision is not None, "look raises PunaError where there is no tower"
+        cross = [one for one in pictures if isinstance(one, CrossFeatures)]
+        return PlacedCross(token_ids, vision.image_token_id, cross, before=vision.reference == "transformers")
+
+    def hidden(
+        self, token_ids_BS: Tensor, cache: ModelCache | None = None, pictures: PassPictures | None = None
+    ) -> Tensor:
         """Final normalised states [B, S, D]; with a cache, the tokens continue what it holds."""
         wide, frequencies = torch.promote_types(self.dtype, torch.float32), self._frequencies
         if frequencies is None or (frequencies.device, frequencies.dtype) != (token_ids_BS.device, wide):
@@ -91,7 +142,17 @@ class Decoder(nn.Module):
         positions_S = cache.positions(length, device) if cache else torch.arange(length, device=device)
         positions = Positions.of(positions_S, frequencies, self.config.attention_temperature)
         x_BSD = self.embed_tokens(token_ids_BS)
-        return self.norm(self._passes.forward(x_BSD, positions, cache))
+        if pictures is not None:
+            x_BSD = pictures.put_into(x_BSD)
+        if pictures is None or not pictures.seen or self.cross_layers is None:
+            return self.norm(self._passes.forward(x_BSD, positions, cache))
+        assert isinstance(self.config.vision, Llama32Vision)
+        done = 0
+        for i, (before, cross) in enumerate(zip(self.config.vision.cross_attention_before, self.cross_layers,
+                                                strict=True)):  # fmt: skip
+            x_BSD = cross(self._passes.forward(x_BSD, positions, cache, done, before), pictures.seen, i)
+            done = before
+        return self.norm(self._passes.forward(x_BSD, positions, cache, done))
 
     def forward(
         self,
@@ -99,9 +160,14 @@ class Decoder(nn.Module):
         cache: ModelCache | None = None,
         last_only: bool = False,
         rows: Tensor | None = None,
+        pictures: PassPictures | None = None,
     ) -> Tensor:
-        """Logits [B, S, V] in the weights' dtype; of the last position [B, 1, V], or of positions `rows` [B, R, V]."""
-        x_BSD = self.hidden(token_ids_BS, cache)
+        """Logits [B, S, V] in the weights' dtype; of the last position [B, 1, V], or of positions `rows` [B, R, V].
+
+        pictures: what the tokens of this pass have to do with pictures; its positions count the rows of the batch one
+        after the other.
+        """
+        x_BSD = self.hidden(token_ids_BS, cache, pictures)
         if rows is not None:
             x_BSD = x_BSD[:, rows]
         return self.head(x_BSD[:, -1:] if last_only else x_BSD)

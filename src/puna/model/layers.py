@@ -95,23 +95,26 @@ class Layers:
         self._seen: list[object] = []
         self._dense: list[Dense | None] = []
 
-    def forward(self, x_BSD: Tensor, positions: Positions, cache: ModelCache | None) -> Tensor:
-        """The stream after the last block [B, S, D]."""
+    def forward(
+        self, x_BSD: Tensor, positions: Positions, cache: ModelCache | None, start: int = 0, stop: int | None = None
+    ) -> Tensor:
+        """The stream after blocks start..stop-1 [B, S, D]; by default after all."""
+        blocks = list(self._blocks)[start:stop]
         kernels = fast(x_BSD) if isinstance(cache, Batch) and cache.pool.stored in KINDS else None
         if kernels is None or not isinstance(cache, Batch):
-            for at, block in enumerate(self._blocks):
+            for at, block in enumerate(blocks, start):
                 x_BSD = block(x_BSD, positions, cache.layers[at] if cache else None)
             return x_BSD
         x_BSD = x_BSD.contiguous()
         run: list[Dense] = []
-        for at, (block, dense) in enumerate(zip(self._blocks, self._look(x_BSD.dtype), strict=True)):
+        for at, (block, dense) in enumerate(zip(blocks, self._look(x_BSD.dtype)[start:stop], strict=True), start):
             if dense is not None:
                 run.append(dense)
                 continue
             _call(kernels, x_BSD, run, at - len(run), positions, cache)
             run = []
             x_BSD = block(x_BSD, positions, cache.layers[at])
-        _call(kernels, x_BSD, run, len(self._blocks) - len(run), positions, cache)
+        _call(kernels, x_BSD, run, start + len(blocks) - len(run), positions, cache)
         return x_BSD
 
     def _look(self, dtype: torch.dtype) -> list[Dense | None]:

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from puna.errors import PunaError
+from puna.family.vision import Llama4Vision, Llama32Vision
 
 
 @dataclass(frozen=True)
@@ -36,9 +37,13 @@ class PatchFeatures:
 
 @dataclass(frozen=True)
 class CrossFeatures:
-    """One picture for Llama 3.2 Vision: its keys (normalised) and values [N, G, K] in every cross-attention layer."""
+    """One picture for Llama 3.2 Vision: its keys (normalised) and values [N, G, K] in every cross-attention layer.
+
+    The first `tokens` of N are of its real tiles; those of padding tiles follow where somebody reads them.
+    """
 
     layers: tuple[tuple[Tensor, Tensor], ...]
+    tokens: int
 
     def bytes(self) -> int:
         """Bytes held."""
@@ -58,11 +63,27 @@ class Patches:
 
 @dataclass(frozen=True)
 class Seen:
-    """The tokens at flattened positions start..stop-1 of a pass see exactly these pictures, as if they were one."""
+    """The tokens at flattened positions start..stop-1 of a pass see exactly these pictures, as if they were one.
+
+    before: they stand before their sequence's first picture, and see all of them, padding tiles too, but take no part
+    in the layer's feed-forward: what transformers makes of rows that should see nothing (`Llama32Vision.reference`).
+    """
 
     start: int
     stop: int
     pictures: tuple[CrossFeatures, ...]
+    before: bool = False
+
+    def keys_values(self, layer: int) -> tuple[Tensor, Tensor]:
+        """What is seen in a cross-attention layer, [N, G, K] each."""
+        ends = [None if self.before else picture.tokens for picture in self.pictures]
+        parts = [
+            (keys[:end], values[:end])
+            for (keys, values), end in zip((picture.layers[layer] for picture in self.pictures), ends, strict=True)
+        ]
+        if len(parts) == 1:
+            return parts[0]
+        return torch.cat([keys for keys, _ in parts]), torch.cat([values for _, values in parts])
 
 
 @dataclass(frozen=True)
@@ -73,6 +94,14 @@ class PassPictures:
     patches: tuple[Patches, ...] = ()
     seen: tuple[Seen, ...] = ()
 
+    def put_into(self, x_BSD: Tensor) -> Tensor:
+        """Embeddings with the patches in their places."""
+        if not self.patches:
+            return x_BSD
+        positions_R = torch.cat([one.positions_R for one in self.patches]).to(x_BSD.device)
+        rows_RD = torch.cat([one.rows_RD for one in self.patches]).to(x_BSD.device, x_BSD.dtype)
+        return x_BSD.flatten(0, 1).index_copy(0, positions_R, rows_RD).view_as(x_BSD)
+
     @staticmethod
     def joined(shares: Iterable["PassPictures"]) -> "PassPictures | None":
         """The shares of a pass's spans as one; None where all are empty."""
@@ -82,8 +111,34 @@ class PassPictures:
         return PassPictures(patches, seen) if patches or seen else None
 
 
+def check_pictures(
+    pixel_values: Tensor, grids: Sequence[tuple[int, int]], vision: Llama4Vision | Llama32Vision | None
+) -> None:
+    """Raise PunaError unless these are tiles [T, 3, side, side] of pictures with these grids, for this tower."""
+    if vision is None:
+        raise PunaError("this model was loaded without a vision tower, or has none: it reads text only")
+    for at, (rows, columns) in enumerate(grids):
+        if rows < 1 or columns < 1 or rows * columns > vision.max_tiles:
+            raise PunaError(
+                f"picture {at} has a grid of {rows} x {columns} tiles; this model takes 1 to {vision.max_tiles} tiles. "
+                "Let puna.sight cut it"
+            )
+    needed = sum(vision.tiles(grid) for grid in grids)
+    shape = (needed, 3, vision.tile_side, vision.tile_side)
+    if tuple(pixel_values.shape) != shape:
+        raise PunaError(
+            f"pixel_values has shape {list(pixel_values.shape)}, but pictures of grids {list(map(tuple, grids))} are "
+            f"{list(shape)} here: tiles (Llama 4: and a global tile for each picture of several), channels, side, side"
+        )
+
+
 class SequencePictures(Protocol):
-    """A sequence's pictures, tied to the places of its tokens."""
+    """A sequence's pictures, tied to the places of its tokens.
+
+    depends_from: for each picture, the first token whose states (and those of all later ones) depend on it.
+    """
+
+    depends_from: list[int]
 
     def share(self, start: int, count: int, at: int) -> PassPictures:
         """Of the sequence's tokens start..start+count-1, which stand at flattened positions at.. of a pass. Tokens
@@ -106,6 +161,8 @@ class PlacedPatches:
                 f"{len(pictures)} picture(s) have {rows}; let `prepare` lay out the prompt, or mend token_ids or grids"
             )
         self._rows = torch.cat([picture.rows_RD for picture in pictures]) if pictures else torch.empty(0, 0)
+        firsts = np.cumsum([0, *(len(picture.rows_RD) for picture in pictures)])[:-1]
+        self.depends_from: list[int] = self._places[firsts].tolist()
 
     def share(self, start: int, count: int, at: int) -> PassPictures:
         """See `SequencePictures.share`."""
@@ -121,10 +178,13 @@ class PlacedCross:
     """Llama 3.2 Vision: from its `<|image|>` token on a picture is seen, until the next one's; pictures whose tokens
     stand side by side are seen together (transformers `get_cross_attention_token_mask`).
 
+    before: earlier tokens take part, too (`Seen.before`).
     Raises PunaError where there are not as many pictures as `<|image|>` tokens.
     """
 
-    def __init__(self, token_ids: Sequence[int], image_token_id: int, pictures: Sequence[CrossFeatures]) -> None:
+    def __init__(
+        self, token_ids: Sequence[int], image_token_id: int, pictures: Sequence[CrossFeatures], before: bool
+    ) -> None:
         places = _places(token_ids, image_token_id).tolist()
         if len(places) != len(pictures):
             raise PunaError(
@@ -136,6 +196,9 @@ class PlacedCross:
         for i, place in enumerate(places):
             beside = i > 0 and places[i - 1] == place - 1
             self._seen.append((*(self._seen[-1] if beside else ()), pictures[i]))
+        self._before = before and bool(places) and places[0] > 0
+        self.depends_from: list[int] = [0] * len(places) if self._before else places
+        self._all = tuple(pictures)
 
     def share(self, start: int, count: int, at: int) -> PassPictures:
         """See `SequencePictures.share`."""
@@ -146,6 +209,8 @@ class PlacedCross:
             for first, last, pictures in zip(self._starts, ends, self._seen, strict=True)
             if first < end and last > start
         ]
+        if self._before and start < self._starts[0]:
+            seen.insert(0, Seen(at, min(self._starts[0], end) - start + at, self._all, before=True))
         return PassPictures(seen=tuple(seen))
 
 
