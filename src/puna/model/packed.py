@@ -5,7 +5,9 @@ Legend: M rows, N outputs, K inputs, P panels, S groups of inputs.
 """
 
 import ctypes
+import mmap
 from collections.abc import Iterable
+from contextlib import suppress
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +25,7 @@ SCALES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 PLACES = ("cpu", "meta")  # without memory, on the meta device, a load is rehearsed
 FINEST = 16  # inputs that share a scale, at least: the kernel's step
 COARSEST = 256  # and at most: an activation's 8-bit scale should not serve more
+LARGE_PAGE = 1 << 21  # bytes
 
 
 class _Weight(ctypes.Structure):
@@ -187,6 +190,11 @@ class PackedExperts(nn.Module):
         self.experts = nn.ModuleList(packed)
         self._panels = [(one.gate_up_proj.packed, one.down_proj.packed) for one in packed]
 
+    def addresses(self, bf16: bool) -> ctypes.Array[ctypes.c_void_p]:
+        """What the kernels must know of each expert's two matrices, expert after expert: see `Panels.address`."""
+        places = [panels.address(bf16) for pair in self._panels for panels in pair]
+        return (ctypes.c_void_p * len(places))(*places)
+
     def forward(self, x_CD: Tensor, counts: list[int]) -> Tensor:
         """Rows sorted by expert, `counts[e]` of them for expert e -> [C, D]. Other experts' bytes are not read."""
         outputs, row = [], 0
@@ -212,7 +220,21 @@ def _panels(matrix: Tensor, inputs: int, step: int) -> Tensor:
     N, K = matrix.shape
     if N % PANEL or inputs != K:
         matrix = F.pad(matrix, (0, inputs - K, 0, -N % PANEL))
-    return matrix.view(-1, PANEL, inputs // step, step).transpose(1, 2).contiguous()
+    panels = matrix.view(-1, PANEL, inputs // step, step).transpose(1, 2)
+    if panels.is_meta or panels.nbytes < LARGE_PAGE:
+        return panels.contiguous()
+    return _in_large_pages(panels.nbytes).view(panels.dtype).view(panels.shape).copy_(panels)
+
+
+def _in_large_pages(size: int) -> Tensor:
+    """Bytes in pages of 2 MiB where the system has them: translating the addresses of small ones costs a product with a
+    single row a fifth of its time."""
+    memory = mmap.mmap(-1, size + LARGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    whole = torch.frombuffer(memory, dtype=torch.uint8)
+    start = -whole.data_ptr() % LARGE_PAGE
+    with suppress(OSError):  # what does not fill a large page lies in small ones
+        memory.madvise(mmap.MADV_HUGEPAGE, start, size // LARGE_PAGE * LARGE_PAGE)
+    return whole[start : start + size]
 
 
 def _pack_integers(weight: Quantized, inputs: int) -> Tensor:
