@@ -8,6 +8,7 @@ computed blocks get a name, so a shared block is never written again.
 
 from array import array
 from collections import OrderedDict
+from collections.abc import Mapping
 from collections.abc import Sequence as Tokens
 from dataclasses import dataclass, field
 from hashlib import blake2b
@@ -102,6 +103,7 @@ class Table:
     """One sequence's blocks: entry j of `full` and `local` is the block of positions [j * size, (j + 1) * size)."""
 
     salt: bytes = b""  # set apart what the token ids don't show, such as an adapter
+    marks: Mapping[int, bytes] = field(default_factory=dict)  # the same from a position on, such as a picture
     full: Blocks32 = field(default_factory=_none)
     local: Blocks32 = field(default_factory=_none)
     count: int = 0  # entries of `full` in use
@@ -115,6 +117,8 @@ class Table:
         """Name and content of block `at`, whose tokens are all known."""
         for j in range(len(self.names), at + 1):
             content = array("i", tokens[j * size : (j + 1) * size]).tobytes()
+            if self.marks:
+                content += b"".join(self.marks.get(at, b"") for at in range(j * size, (j + 1) * size))
             parent = self.names[-1] if self.names else self.salt
             self.names.append(blake2b(content, digest_size=16, key=parent).digest())
             self.contents.append(content)

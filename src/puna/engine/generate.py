@@ -7,9 +7,11 @@ from typing import Any, Self, TypeVar
 import torch
 from torch import Tensor
 
+from puna.engine.blocks import Table
 from puna.engine.core import Task
 from puna.engine.engine import Engine
 from puna.engine.grammar import Grammar
+from puna.engine.pictures import Shown, TaskPictures
 from puna.engine.reply import FinishReason, Piece, Reply, TokenLogprob, Usage
 from puna.engine.sampling import Sampling
 from puna.engine.stops import StopStrings
@@ -34,12 +36,21 @@ class Request:
     key: str | None = None
     priority: int = 0
     timeout: float | None = None
+    pictures: Sequence[Shown] = ()
 
     def task(self) -> Task:
         """This request as the engine wants it."""
         return Task(list(self.prompt), len(self.prompt) - 1, key=self.key, priority=self.priority, prompt=self.prompt,
                     sampling=self.sampling, limit=self.limit, stop_ids=self.stop_ids, grammar=self.grammar,
-                    seconds=self.timeout, finished=self.limit < 1)
+                    seconds=self.timeout, finished=self.limit < 1, **_with(self.prompt, self.pictures))
+
+
+def _with(prompt: Sequence[int], pictures: Sequence[Shown]) -> dict[str, Any]:
+    """The fields of a task that a prompt's pictures make."""
+    if not pictures:
+        return {}
+    shown = TaskPictures(prompt, pictures)
+    return {"pictures": shown, "table": Table(marks=shown.marks), "ready": shown.ready(0)}
 
 
 class Live(Iterator[T]):
@@ -95,8 +106,8 @@ class Stream(Live[Piece]):
 class Rows(Live[Tensor]):
     """The float32 logits [S, V] of `ids`, piece by piece in order."""
 
-    def __init__(self, engine: Engine, ids: Sequence[int], key: str | None = None) -> None:
-        task = Task(list(ids), 0, prompt=ids, key=key, finished=not ids)
+    def __init__(self, engine: Engine, ids: Sequence[int], pictures: Sequence[Shown] = ()) -> None:
+        task = Task(list(ids), 0, prompt=ids, finished=not ids, **_with(ids, pictures))
         super().__init__(engine, task, _received(engine, task, Tensor))
 
 
@@ -105,8 +116,8 @@ class Scores(Live[TokenLogprob | None]):
     held whole."""
 
     def __init__(self, engine: Engine, ids: Sequence[int], top: int, tokenizer: Tokenizer | None,
-                 key: str | None = None) -> None:
-        task = Task(list(ids[:-1]), 0, prompt=ids, key=key, finished=len(ids) < 2)
+                 key: str | None = None, pictures: Sequence[Shown] = ()) -> None:
+        task = Task(list(ids[:-1]), 0, prompt=ids, key=key, finished=len(ids) < 2, **_with(ids, pictures))
         super().__init__(engine, task, _scored(_received(engine, task, Tensor), ids, top, tokenizer))
 
 

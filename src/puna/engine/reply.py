@@ -35,12 +35,14 @@ class Inputs:
     """A prompt ready to run.
 
     token_ids: the prompt as it is, BOS included. pixel_values: float32 [T, 3, side, side], the normalised tiles of all
-    pictures in order. grids: (rows, columns) of each picture.
+    pictures in order. grids: (rows, columns) of each picture. notes: what their user should know of how pictures were
+    read, such as which frames of a video were used.
     """
 
     token_ids: Sequence[int]
     pixel_values: Tensor | None = None
     grids: Sequence[tuple[int, int]] | None = None
+    notes: Sequence[str] = ()
 
 
 @dataclass(frozen=True)

@@ -133,7 +133,7 @@ def adjust(logits_V: Tensor, sampling: Sampling, prompt: Sequence[int], answer: 
     logits_V = logits_V.to(torch.float32, copy=True)
     size = logits_V.shape[0]
     if sampling.repetition_penalty != 1.0 and (prompt or answer):
-        seen = torch.tensor(sorted({*prompt, *answer}))
+        seen = torch.tensor(sorted(token for token in {*prompt, *answer} if token < size))  # <|image|> may lie beyond
         chosen = logits_V[seen]
         penalty = sampling.repetition_penalty
         logits_V[seen] = torch.where(chosen > 0, chosen / penalty, chosen * penalty)

@@ -35,6 +35,7 @@ class Sequence:
     arrival: int = -1  # set on arrival
     stepped: int = -1  # the last step that it took part in
     guesses_wanted: int = 0  # guessed tokens that the next step should confirm or refute
+    ready: int | None = None  # tokens from here on can't be computed yet: they show a picture not looked at so far
 
     @property
     def remaining(self) -> int:
@@ -231,7 +232,8 @@ class _Planner:
         blocks, made = self.state.blocks, self.made
         given = made.pieces.get(sequence, 0)
         start = sequence.computed + given
-        count = min(count, self.left, len(sequence.tokens) - start)
+        end = len(sequence.tokens) if sequence.ready is None else sequence.ready
+        count = min(count, self.left, end - start)
         if blocks.chunk is not None:  # a piece never crosses the edge of a chunk
             begun = sequence.computed // blocks.chunk * blocks.chunk
             count = min(count, begun + blocks.chunk - start)

@@ -40,9 +40,11 @@ def render(tokenizer: ChatTokenizer, messages: Sequence[Mapping[str, Any]],
     template refuses; and where there is neither a template nor a known generation.
     """
     parts = chat_parts(tokenizer, messages, tools, add_generation_prompt, None if grids is None else _picture)
+    if grids is None:
+        return encode_parts(tokenizer, parts)
     if vision is None:
         vision = LLAMA_4_VISION if "<|patch|>" in tokenizer.control else Llama32Vision(())
-    return encode_parts(tokenizer, lay_out(parts, grids or (), vision))
+    return encode_parts(tokenizer, lay_out(parts, grids, vision))
 
 
 def _picture(part: Mapping[str, Any], where: str) -> list[dict[str, Any]]:
