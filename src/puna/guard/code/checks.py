@@ -13,6 +13,8 @@ def check(name: str) -> Callable[[Check], Check]:
     """Register a check under the name that rules use."""
 
     def register(function: Check) -> Check:
+        if name in CHECKS:
+            raise ValueError(f"two checks are called {name!r}")
         CHECKS[name] = function
         return function
 

@@ -123,7 +123,7 @@ def leaves(nodes: list[Node]) -> bool:
 
 def dereferenced(node: Node) -> Node | None:
     """What `node` reaches through, if it is `p->x`, `p[i]` or `*p`."""
-    if node.kind in ("member", "index"):
+    if node.kind == "index" or (node.kind == "member" and node.value == "->"):
         return node.base
     if node.kind == "unary" and node.name == "*" and node.args:
         return node.args[0]

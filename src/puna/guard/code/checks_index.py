@@ -105,6 +105,8 @@ def index_upper_only(function: Node) -> Iterable[Node]:
         for test in alternatives(node.args[0]):
             if not in_order(test) or test.name not in (">=", ">"):
                 continue
+            if test.args[0].kind == "cast":
+                continue
             index = bare(test.args[0])
             if index.kind == "binary" and index.name in ("-", "+"):
                 index = bare(index.args[0])

@@ -73,7 +73,7 @@ def length_from_outside(function: Node) -> Iterable[Node]:
             use = known.nodes[at]
             if use.kind == "assign" and use.base is not None and use.base.path() == path and use.name == "=":
                 break
-            if _reaches(use, path):
+            if _reaches(use, path, known):
                 if not bounded(known, path, start, at) and not loop_bounded(known, path, use):
                     yield use
                 break
@@ -107,13 +107,17 @@ def loop_bounded(known: Facts, path: str, use: Node) -> bool:
     )
 
 
-def _reaches(use: Node, path: str) -> bool:
+def _reaches(use: Node, path: str, known: Facts) -> bool:
     """Whether memory is reached with `path` as size, index or step of a pointer."""
     if use.kind == "call" and use.base is not None and use.base.name in _COPIES:
         at = _COPIES[use.base.name]
         return len(use.args) > at and plain(use.args[at], path)
+    if use.kind == "call" and re.search(r"(?i)^(\w*_)?(mem(cpy|move)|copy\w*memory)$", called(use)):
+        return len(use.args) > 2 and plain(use.args[2], path)
     if use.kind == "index" and len(use.args) == 1:
         return plain(use.args[0], path)
+    if use.kind == "assign" and use.name == "+=" and use.base is not None and use.args:
+        return bare(use.args[0]).path() == path and known.types.get(use.base.path(), "").endswith("*")
     return False
 
 
@@ -177,9 +181,24 @@ def path_unchecked(function: Node) -> Iterable[Node]:
             continue
         for argument in node.args[1:]:
             path = bare(argument).path()
-            if path in known.parameters and path not in known.tested and not _passed_to_test(known, path, node):
+            if path in known.parameters and not _judged(known, path) and not _passed_to_test(known, path, node):
                 yield node
                 break
+
+
+def _judged(known: Facts, path: str) -> bool:
+    """Whether a condition looks at the text, other than for being one certain word or empty."""
+    for node in known.nodes:
+        if (
+            known.in_test(node)
+            and node.kind == "call"
+            and any(bare(a).path() == path for a in node.args)
+            and called(node) not in ("strcmp", "strcasecmp", "g_strcmp0", "streq", "STREQ")
+        ):
+            return True
+        if node.kind == "index" and node.base is not None and node.base.path() == path and known.in_test(node):
+            return True
+    return False
 
 
 def _passed_to_test(known: Facts, path: str, node: Node) -> bool:

@@ -7,7 +7,7 @@ from puna.guard.code.checks import check
 from puna.guard.code.checks_facts import Facts, bare, called, facts, in_order
 from puna.guard.code.view import Node
 
-_ALLOCATES = re.compile(r"(?i)alloc|^kmalloc|^vmalloc|^kzalloc|^mallocf?$|_mallocf?$|^alloca$|^_alloca$")
+ALLOCATES = re.compile(r"(?i)alloc|^kmalloc|^vmalloc|^kzalloc|^mallocf?$|_mallocf?$|^alloca$|^_alloca$")
 
 
 _SAFE_ALLOCATES = re.compile(r"(?i)array|calloc|overflow|checked|^size_|^AcquireQuantum|reallocarray|_n$|^mxCalloc")
@@ -21,7 +21,7 @@ def allocation_product(function: Node) -> Iterable[Node]:
         if node.kind != "call":
             continue
         name = called(node)
-        sizes = node.args if _ALLOCATES.search(name) and not _SAFE_ALLOCATES.search(name) else []
+        sizes = node.args if ALLOCATES.search(name) and not _SAFE_ALLOCATES.search(name) else []
         if node.name == "[]" and node.new:
             sizes = node.args
         if any(_unbounded_product(size, known, known.place[id(node)]) for size in sizes):
@@ -63,7 +63,8 @@ def bounded_before(known: Facts, path: str, at: int) -> bool:
             parts = [bare(a) for a in node.args]
             if any(p.kind == "constant" or (p.kind == "number" and p.value == 0) for p in parts):
                 continue
-            if any(n.path() == path for p in parts for n in p.walk()):
+            sides = [any(n.path() == path for n in p.walk()) for p in parts]
+            if any(sides) and not (all(sides) or _sum_only(node, path)):
                 return True
         if node.kind == "assign" and node.base is not None and node.base.path() == path and node.args:
             value = bare(node.args[0])
@@ -73,6 +74,19 @@ def bounded_before(known: Facts, path: str, at: int) -> bool:
                 return True
     kind = known.types.get(path, "")
     return kind in ("char", "short", "uint8_t", "u8", "uint16_t", "u16", "bool", "byte")
+
+
+def _sum_only(comparison: Node, path: str) -> bool:
+    """`a + path > limit`: the sum may have wrapped round, so that the test says nothing about `path`."""
+    for side in map(bare, comparison.args):
+        if (
+            side.kind == "binary"
+            and side.name == "+"
+            and all(varies(bare(a)) for a in side.args)
+            and any(bare(a).path() == path for a in side.args)
+        ):
+            return True
+    return False
 
 
 @check("overflow-tested-late")

@@ -11,6 +11,9 @@ import yaml
 
 from puna.errors import PunaError
 from puna.guard.code import (  # noqa: F401 - they register checks
+    checks_arithmetic,
+    checks_copies,
+    checks_covered,
     checks_free,
     checks_index,
     checks_misc,
@@ -18,6 +21,7 @@ from puna.guard.code import (  # noqa: F401 - they register checks
     checks_outside,
     checks_overflow,
     checks_text,
+    checks_walk,
 )
 from puna.guard.code.checks import CHECKS
 from puna.guard.code.conditions import Test, compile_condition, compile_regex

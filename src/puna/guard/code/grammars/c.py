@@ -54,6 +54,18 @@ def _new(low: L.Lowering, syntax: Syntax) -> Node:
 _plain_new = L.new("type")
 
 
+_plain_member = L.member("argument", "field")
+
+
+def _member(low: L.Lowering, syntax: Syntax) -> Node | None:
+    """`a.b` and `a->b`; the latter's value is "->"."""
+    node = _plain_member(low, syntax)
+    operator = syntax.child_by_field_name("operator")
+    if node is not None and operator is not None and operator.type == "->":
+        node.value = "->"
+    return node
+
+
 def _declaration(low: L.Lowering, syntax: Syntax) -> Node | None:
     """As in every language; what is declared `static` carries that as a mark."""
     node = S.declared(low, syntax)
@@ -83,7 +95,7 @@ TABLE: dict[str, L.Handler] = {
     "true": L.constant(True),
     "false": L.constant(False),
     "null": L.constant(None),
-    "field_expression": L.member("argument", "field"),
+    "field_expression": _member,
     "subscript_expression": L.index("argument"),
     "subscript_argument_list": L.inner(),
     "call_expression": L.call("function"),

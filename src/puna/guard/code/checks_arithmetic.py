@@ -1,0 +1,224 @@
+"""Checks of sums, differences and shifts in C and C++ whose result doesn't fit where it goes."""
+
+import re
+from collections.abc import Iterable
+
+from puna.guard.code.checks import check
+from puna.guard.code.checks_facts import Facts, bare, called, facts, in_order, within
+from puna.guard.code.checks_overflow import ALLOCATES, varies
+from puna.guard.code.view import Node
+
+_UNSIGNED = re.compile(
+    r"^(const )?(unsigned|u(8|16|32|64)|uint\d*(_t)?|size_t|u_int|ulong|__u\d+|DWORD|UINT\w*|ut\d+|guint\w*|gsize)\b"
+)
+_WIDE = re.compile(
+    r"^(const )?(u?int64(_t)?|(__)?[us]64|(unsigned )?long long( int)?|off_t|loff_t|off64_t|sector_t|[us]t64)$"
+)
+_NARROW = re.compile(
+    r"^(const )?((unsigned |signed )?(int|short)|unsigned|u?int(32|16)(_t)?|(__)?[us](32|16)|uint|DWORD|gu?int(32)?)$"
+)
+_SIZES = re.compile(r"^(size|length|strlen|wcslen|sizeof|count)$")
+
+
+def _operand(node: Node) -> Node:
+    return bare(node) if node.kind == "other" else node
+
+
+@check("sum-tested-negative")
+def sum_tested_negative(function: Node) -> Iterable[Node]:
+    """`if (a + b < 0)` with signed numbers: where the sum overflows it isn't defined, and compilers drop the test."""
+    known = facts(function)
+    if any(n.kind == "name" and re.fullmatch(r"S?SIZE_MAX|U?(INT|LONG)\w*_MAX", n.name) for n in known.nodes):
+        return
+    for node in known.nodes:
+        if in_order(node) and node.name == "<" and bare(node.args[1]).value == 0 and node.args[1].kind == "number":
+            total = bare(node.args[0])
+            if (
+                total.kind == "binary"
+                and total.name == "+"
+                and len(total.args) == 2
+                and all(a.kind in ("name", "member") and not a.name.isupper() for a in map(bare, total.args))
+            ):
+                yield node
+
+
+@check("difference-tested-negative")
+def difference_tested_negative(function: Node) -> Iterable[Node]:
+    """A difference of unsigned numbers goes into a signed one and only that is compared with 0."""
+    known = facts(function)
+    for node in known.nodes:
+        if node.kind != "assign" or node.base is None or not node.args or node.name != "=":
+            continue
+        value, name = _operand(node.args[0]), node.base.path()
+        if not (value.kind == "binary" and value.name == "-" and re.fullmatch("int|long", known.types.get(name, ""))):
+            continue
+        kinds = [known.types.get(bare(a).path(), "") for a in value.args if bare(a).kind == "name"]
+        if len(kinds) < 2 or not all(_UNSIGNED.match(k) for k in kinds if k):
+            continue
+        if not all(kinds[:2]):
+            continue
+        for use in known.nodes[known.place[id(node)] :]:
+            if in_order(use) and use.name == "<" and bare(use.args[0]).path() == name and bare(use.args[1]).value == 0:
+                yield use
+                break
+
+
+@check("sizes-summed-narrow")
+def sizes_summed_narrow(function: Node) -> Iterable[Node]:
+    """Lengths are added up in an int, in a loop, and memory of that size is made."""
+    known = facts(function)
+    for loop in known.nodes:
+        if loop.kind != "loop":
+            continue
+        for node in [n for part in loop.body for n in part.walk()]:
+            if node.kind != "assign" or node.name != "+=" or node.base is None or node.base.kind != "name":
+                continue
+            name = node.base.name
+            if not re.fullmatch("(unsigned )?int|short|u?int32_t|unsigned", known.types.get(name, "")):
+                continue
+            if not any(_SIZES.match(called(n)) for n in node.args[0].walk()) or _bounded_anywhere(known, name):
+                continue
+            for use in known.nodes[known.place[id(node)] :]:
+                makes = use.kind == "call" and (ALLOCATES.search(called(use)) or use.new or called(use) in _HOLDERS)
+                if makes and any(n.path() == name for a in use.args for n in a.walk()):
+                    yield node
+                    break
+
+
+_HOLDERS = ("String", "reserve", "resize", "StringBuffer")
+
+
+@check("product-widened")
+def product_widened(function: Node) -> Iterable[Node]:
+    """A product of 32-bit numbers goes into a 64-bit one: it is computed in 32 bits and has wrapped round before."""
+    known = facts(function)
+    for node in known.nodes:
+        if node.kind != "assign" or node.base is None or not node.args or node.name not in ("=", "+="):
+            continue
+        if not _WIDE.match(known.types.get(node.base.path(), node.type or "")):
+            continue
+        value = _operand(node.args[0])
+        if value.kind == "binary" and value.name in ("*", "<<") and _narrow_product(value, known):
+            yield node
+
+
+def _narrow_product(value: Node, known: Facts) -> bool:
+    """Whether at least one factor is a variable, and every variable factor is known to have at most 32 bits."""
+    factors = value.args if value.name == "*" else value.args[:1]
+    variables = 0
+    for factor in map(_operand, factors):
+        if factor.kind == "cast" or factor.kind not in ("name", "number"):
+            return False
+        if factor.kind == "name" and varies(factor):
+            if not _NARROW.match(known.types.get(factor.name, "")) or _bounded_anywhere(known, factor.name):
+                return False
+            variables += 1
+    return variables > 1 or (variables == 1 and value.name == "<<" and bare(value.args[1]).kind != "number")
+
+
+def _bounded_anywhere(known: Facts, name: str) -> bool:
+    return any(c.name in ("<", ">", "<=", ">=") for c, _ in known.compared(name))
+
+
+@check("shift-below-zero")
+def shift_below_zero(function: Node) -> Iterable[Node]:
+    """`1 << (n - 1)` where n is a parameter that nothing compares: n = 0 shifts by a negative number."""
+    known = facts(function)
+    for node in known.nodes:
+        if node.kind == "binary" and node.name == "<<" and len(node.args) == 2:
+            amount = bare(node.args[1])
+            if amount.kind == "binary" and amount.name == "-" and bare(amount.args[1]).kind == "number":
+                name = bare(amount.args[0])
+                if name.kind == "name" and name.name in known.parameters and not _looked_at(known, name.name):
+                    yield node
+
+
+def _looked_at(known: Facts, name: str) -> bool:
+    """Whether the variable is compared, tested by itself, or set anew."""
+    return bool(known.compared(name)) or any(
+        (n.kind == "assign" and n.base is not None and n.base.path() == name)
+        or (n.kind in ("if", "loop", "conditional") and n.args and bare(n.args[0]).path() == name)
+        or (n.kind == "unary" and n.name == "!" and n.args and n.args[0].path() == name)
+        or (n.kind == "binary" and n.name in ("&&", "||") and any(bare(a).path() == name for a in n.args))
+        for n in known.nodes
+    )
+
+
+_FILLS = re.compile(r"^(zend_parse_\w+|sscanf|fscanf|scanf|luaL_\w+)$")
+
+
+@check("allocation-sum")
+def allocation_sum(function: Node) -> Iterable[Node]:
+    """Memory is made for `n + 1` with an n from outside that has no upper bound: the sum wraps round to almost 0."""
+    known = facts(function)
+    outside: dict[str, int] = {}
+    for node in known.nodes:
+        at = known.place[id(node)]
+        if node.kind == "call" and _FILLS.match(called(node)):
+            for argument in node.args:
+                if argument.kind == "unary" and argument.name == "&" and argument.args[0].kind == "name":
+                    outside[argument.args[0].name] = at
+        elif node.kind == "assign" and node.base is not None and node.args and node.name == "=":
+            path = node.base.path()
+            if path and any(n.kind == "call" and _FILE_NUMBER.search(called(n)) for n in node.args[0].walk()):
+                outside[path] = at
+            elif path in outside and not any(n.path() == path for n in node.args[0].walk()):
+                del outside[path]
+        elif node.kind == "call" and ALLOCATES.search(called(node)):
+            for size in node.args:
+                total = bare(size)
+                if total.kind == "binary" and total.name == "+" and len(total.args) == 2:
+                    path = bare(total.args[0]).path()
+                    if path in outside and bare(total.args[1]).kind == "number" and not _upper_bound(known, path, at):
+                        yield node
+
+
+_FILE_NUMBER = re.compile(r"^(ntoh[sl]l?|(be|le)(16|32|64)_?to_?(cpu|h|host)p?|\w*Swap\d+IfLE|atoi|atol|strto\w+)$")
+
+
+def _upper_bound(known: Facts, path: str, end: int) -> bool:
+    """Whether a comparison before `end` bounds the value from above."""
+    for comparison, other in known.compared(path):
+        if known.place[id(comparison)] > end or bare(other).value == 0:
+            continue
+        return True
+    return any(
+        n.kind == "call" and re.search(r"(?i)min|clamp|check", called(n)) and any(m.path() == path for m in n.walk())
+        for n in known.nodes[:end]
+    )
+
+
+@check("offset-endless")
+def offset_endless(function: Node) -> Iterable[Node]:
+    """A loop without a condition writes at an offset that grows, and nothing compares the offset."""
+    known = facts(function)
+    for loop in known.nodes:
+        if loop.kind != "loop" or any(not _always(a) for a in loop.args) or _counted(loop, known):
+            continue
+        for node in [n for part in loop.body for n in part.walk()]:
+            if node.kind == "assign" and node.name == "+=" and node.base is not None and node.base.kind == "name":
+                name = node.base.name
+                if known.compared(name) or not node.args or not varies(bare(node.args[0])):
+                    continue
+                for use in known.nodes:
+                    if use.kind == "call" and within(known, use, loop) and _writes_at(use, name):
+                        yield use
+                        return
+
+
+def _counted(loop: Node, known: Facts) -> bool:
+    """Whether what the loop counts up is compared with something."""
+    steps = [n.args[0].path() for n in loop.walk() if n.kind == "unary" and n.name == "++" and n.args]
+    return any(known.compared(path) for path in steps if path)
+
+
+def _always(node: Node) -> bool:
+    return node.kind in ("number", "constant", "assign", "unary", "block")
+
+
+def _writes_at(call: Node, name: str) -> bool:
+    for argument in call.args:
+        total = bare(argument)
+        if total.kind == "binary" and total.name == "+" and any(bare(a).path() == name for a in total.args):
+            return True
+    return False
