@@ -10,6 +10,7 @@ from puna.family.config import ModelConfig
 from puna.model import Decoder
 from puna.model.feedforward import MixtureOfExperts
 from puna.model.native import kernels
+from puna.model.packed import PackedLinear
 from puna.model.packing import pack
 
 torch.set_num_threads(1)
@@ -49,6 +50,48 @@ def test_a_row_alone_has_the_bits_that_it_has_among_others(top_k: int, bits: int
         assert torch.equal(together, halves)
 
     check()
+
+
+@needs_kernels
+@torch.no_grad()
+@pytest.mark.parametrize("top_k", [1, 2, 3])
+@pytest.mark.parametrize(
+    ("bits", "dtype"), [(None, torch.float32), (None, torch.bfloat16), (8, torch.bfloat16), (4, torch.float32)]
+)
+def test_one_call_gives_the_bits_of_its_steps(
+    top_k: int, bits: int | None, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rounded router weights make equal logits frequent: the first of equals is chosen on both ways."""
+    layer = mixture(top_k, bits, dtype)
+    router = torch.randint(-1, 2, (6, 64), generator=torch.Generator().manual_seed(1)) / 4
+    layer.router = PackedLinear(router.to(dtype))
+    for rows in (1, 2, 7, 150):
+        x = torch.randint(-2, 3, (1, rows, 64), generator=torch.Generator().manual_seed(rows)).to(dtype)
+        results, loads = [], []
+        for call in (MixtureOfExperts.call, lambda *_: None):
+            layer.load_E[:] = 0
+            monkeypatch.setattr(MixtureOfExperts, "call", call)
+            assert (layer.call(dtype) is None) == (len(results) == 1)
+            results.append(layer(x))
+            loads.append(layer.load_E.tolist())
+            monkeypatch.undo()
+        assert torch.equal(*results)
+        assert loads[0] == loads[1]
+
+
+@needs_kernels
+@torch.no_grad()
+def test_hooks_and_exchanged_parts_are_heeded() -> None:
+    layer = mixture(1, 8, torch.bfloat16)
+    x = torch.randn(1, 3, 64, generator=torch.Generator().manual_seed(0)).bfloat16()
+    before, shared = layer(x), layer.shared_expert
+    layer.shared_expert = torch.nn.Identity()
+    assert not torch.equal(layer(x), before)
+    layer.shared_expert = shared
+    assert torch.equal(layer(x), before)
+    hooked = mixture(1, 8, torch.bfloat16)
+    hooked.shared_expert.register_forward_hook(lambda _, __, out: torch.zeros_like(out))
+    assert not torch.equal(hooked(x), before)
 
 
 @pytest.mark.parametrize("top_k", [1, 2, 3])

@@ -3,6 +3,9 @@
 Legend: N tokens, D model width, F feed-forward width, E experts, C (token, expert) choices.
 """
 
+from collections.abc import Callable
+from operator import is_
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -10,8 +13,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from puna.family.config import ModelConfig
-from puna.model.elementwise import sigmoid, silu_mul
+from puna.model.elementwise import fast, sigmoid, silu_mul
 from puna.model.linear import Linear
+from puna.model.mixture import MixtureCall, mixture_call, run_mixture
 
 
 class FeedForward(nn.Module):
@@ -64,14 +68,40 @@ class MixtureOfExperts(nn.Module):
         self.experts: nn.Module = Experts(config.num_experts, config.hidden_size, config.expert_intermediate_size)
         self.shared_expert: nn.Module = FeedForward(config.hidden_size, config.expert_intermediate_size)
         self.load_E = np.zeros(config.num_experts, np.int64)  # tokens that each expert has served
+        self.bias_E: Tensor | None = None  # training's, added where experts are chosen, not in their gates
+        self.watch: Callable[[Tensor, Tensor], None] | None = None  # training's, told logits [N, E] and choices
+        self._seen: list[object] = []
+        self._call: MixtureCall | None = None
+
+    def call(self, dtype: torch.dtype) -> MixtureCall | None:
+        """All of it as one call of the kernels, where each part is just what they compute; looked at anew whenever a
+        part has been exchanged."""
+        if self.bias_E is not None or self.watch is not None:
+            return None
+        router, experts, shared = self.router, self.experts, self.shared_expert
+        seen: list[object] = [dtype, router, experts, shared, *shared._modules.values()]
+        if len(seen) != len(self._seen) or not all(map(is_, seen, self._seen)):
+            self._call = mixture_call(router, shared, experts, self.top_k, self.load_E, dtype == torch.bfloat16)
+            self._seen = seen
+        return self._call
 
     def route(self, x_ND: Tensor) -> tuple[Tensor, Tensor]:
         """Gates (x's dtype) and expert indices of each token's choices, both [N, top_k]."""
-        logits_Nk, experts_Nk = self.router(x_ND).topk(self.top_k, dim=-1)
+        logits_NE = self.router(x_ND)
+        if self.bias_E is None:
+            experts_Nk = first_of_largest(logits_NE, self.top_k)
+        else:
+            experts_Nk = first_of_largest(logits_NE + self.bias_E, self.top_k)
+        logits_Nk = logits_NE.gather(-1, experts_Nk)
+        if self.watch is not None:
+            self.watch(logits_NE, experts_Nk)
         return sigmoid(logits_Nk.float()).to(x_ND.dtype), experts_Nk
 
     def forward(self, x_BSD: Tensor) -> Tensor:
         x_ND = x_BSD.flatten(0, -2)
+        native = fast(x_ND)
+        if native and (call := self.call(x_ND.dtype)):
+            return run_mixture(native, call, x_ND).view_as(x_BSD)
         gates_Nk, experts_Nk = self.route(x_ND)
         experts_C = experts_Nk.flatten().cpu().numpy()  # a few numbers: NumPy sorts them in a tenth of PyTorch's time
         served_E = np.bincount(experts_C, minlength=self.num_experts)
@@ -94,3 +124,8 @@ class MixtureOfExperts(nn.Module):
         if self.top_k == 1:
             return routed_CD
         return sum(routed_CD.unflatten(0, (-1, self.top_k)).unbind(1), start=torch.zeros_like(x_ND))
+
+
+def first_of_largest(x_NE: Tensor, count: int) -> Tensor:
+    """Where each row's `count` largest are, the first of equals first, as in the kernels (`topk` leaves it open)."""
+    return x_NE.sort(dim=-1, descending=True, stable=True).indices[:, :count]

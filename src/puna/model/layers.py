@@ -1,4 +1,4 @@
-"""The decoder's layers, one after the other; runs of dense ones by one call of the compiled kernels (native/layers.c).
+"""The decoder's layers, one after the other; runs of packed ones by one call of the compiled kernels (native/layers.c).
 
 The steps of such a call, their order and their roundings are those of `Block.forward`, so the bits are the same; what
 it saves is the time between the products, a sixth of a decoded token's for a model of a billion parameters.
@@ -16,9 +16,11 @@ from puna.model import native
 from puna.model.attention import Attention
 from puna.model.cache import ModelCache
 from puna.model.elementwise import fast
+from puna.model.feedforward import MixtureOfExperts
+from puna.model.mixture import MixtureCall, hooked
 from puna.model.native import Kernels
 from puna.model.native_attention import KINDS, WIDEST
-from puna.model.packed import PackedFeedForward, PackedLinear, Panels
+from puna.model.packed import PackedFeedForward, PackedLinear
 from puna.model.paged import Batch
 from puna.model.rope import Positions
 
@@ -33,7 +35,7 @@ class _Layer(ctypes.Structure):
         ("qkv", _pointer), ("out", _pointer), ("gate_up", _pointer), ("down", _pointer),
         ("before", _pointer), ("after", _pointer), ("pool", _pointer), ("attention", _pointer),
         ("hidden", _long), ("rotates", _int), ("scales", _int), ("adjacent", _int), ("norm_eps", _float),
-        ("eps", _float),
+        ("eps", _float), ("mixture", _pointer),
     )  # fmt: skip
 
 
@@ -60,31 +62,35 @@ class Dense:
     call: _Layer
     heads: int
     row_bytes: tuple[int, ...]
+    mixture: MixtureCall | None  # lies at an address in `call`
 
     @staticmethod
     def of(block: nn.Module, dtype: torch.dtype) -> "Dense | None":
         """The layer's parts, where each is of the very kind that the kernels stand for."""
         attention, feed_forward = block.get_submodule("self_attn"), block.get_submodule("feed_forward")
-        if type(attention) is not Attention or type(feed_forward) is not PackedFeedForward:
+        if type(attention) is not Attention or any(map(hooked, (block, attention, feed_forward))):
             return None
-        panels: list[Panels] = []
-        for each in (attention.qkv_proj, attention.o_proj, feed_forward.gate_up_proj, feed_forward.down_proj):
-            if type(each) is not PackedLinear:
-                return None
-            panels.append(each.packed)
+        products, mixture = [attention.qkv_proj, attention.o_proj], None
+        if type(feed_forward) is PackedFeedForward:
+            products += feed_forward.gate_up_proj, feed_forward.down_proj
+        elif type(feed_forward) is not MixtureOfExperts or (mixture := feed_forward.call(dtype)) is None:
+            return None
+        panels = [each.packed for each in products if type(each) is PackedLinear and not hooked(each)]
         norms = [block.get_submodule(name) for name in ("input_layernorm", "post_attention_layernorm")]
         weights = [norm.get_parameter("weight") for norm in norms]
-        if attention.head_dim > WIDEST or any(weight.dtype != dtype for weight in weights):
+        if len(panels) < len(products) or attention.head_dim > WIDEST or any(w.dtype != dtype for w in weights):
             return None
-        (qkv, out, gate_up, down), rotary = panels, attention.rotary
-        widths = qkv.width, qkv.outputs, out.width, gate_up.outputs, down.width, qkv.width
+        qkv, out, rotary = panels[0], panels[1], attention.rotary
+        between = (0, 0) if mixture else (panels[2].outputs, panels[3].width)
+        widths = qkv.width, qkv.outputs, out.width, *between, qkv.width
         row_bytes = *(width * dtype.itemsize for width in widths), max(each.scratch_bytes(1) for each in panels)
+        addresses = [each.address(dtype == torch.bfloat16) for each in panels] + ([None, None] if mixture else [])
         call = _Layer(
-            *(each.address(dtype == torch.bfloat16) for each in panels), *(weight.data_ptr() for weight in weights),
-            None, None, down.width, rotary.rotates, rotary.scales, rotary.adjacent,
-            -1 if rotary.norm_eps is None else rotary.norm_eps, norms[0].eps,
+            *addresses, *(weight.data_ptr() for weight in weights), None, None, between[1],
+            rotary.rotates, rotary.scales, rotary.adjacent, -1 if rotary.norm_eps is None else rotary.norm_eps,
+            norms[0].eps, None if mixture is None else ctypes.addressof(mixture),
         )  # fmt: skip
-        return Dense(call, out.width // attention.head_dim, row_bytes)
+        return Dense(call, out.width // attention.head_dim, row_bytes, mixture)
 
 
 class Layers:
@@ -125,6 +131,8 @@ class Layers:
                 part = block._modules[name]
                 assert part is not None
                 seen += (part, *part._modules.values())
+                if type(part) is MixtureOfExperts:
+                    seen.append(part.call(dtype))
         if len(seen) != len(self._seen) or not all(map(is_, seen, self._seen)):
             self._dense = [Dense.of(block, dtype) for block in self._blocks]
             self._seen = seen
@@ -153,4 +161,4 @@ def _call(kernels: Kernels, x_1SD: Tensor, run: list[Dense], first: int, positio
     )  # fmt: skip
     kernels.layers(ctypes.byref(call))
     if call.failed:
-        raise MemoryError("no memory left for the buffers of attention")
+        raise MemoryError("no memory left for the buffers of attention and experts")

@@ -19,6 +19,7 @@ ARGUMENTS = {  # declared, so that plain numbers can be given: that halves the t
     "rms_norm": (_POINTER, _POINTER, _POINTER, _LONG, _LONG, _FLOAT, _INT, _INT),
     "silu_mul": (_POINTER, _POINTER, _LONG, _LONG, _INT, _INT),
     "sigmoid": (_POINTER, _POINTER, _LONG),
+    "mixture": (_POINTER, _POINTER, _POINTER, _LONG, _LONG, _INT, _INT),
     "quantize": (_POINTER, _INT, _LONG, _LONG, _LONG, _INT, _POINTER, _POINTER, _INT),
 }
 SUFFIXES = {2: "_avx512", 1: "_avx2"}

@@ -7,4 +7,5 @@
 #include "elementwise.c"
 #include "quantize.c"
 #include "attention.c"
+#include "experts.c"
 #include "layers.c"

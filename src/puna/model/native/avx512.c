@@ -7,6 +7,7 @@
 #include "elementwise.c"
 #include "quantize.c"
 #include "attention.c"
+#include "experts.c"
 #include "layers.c"
 
 int isa(void) {  // the best set that this processor and its operating system offer: 2 AVX-512, 1 AVX2, 0 neither

@@ -10,6 +10,7 @@ typedef struct {
     int rotates, scales, adjacent;             // queries and keys are rotated, in pairs side by side; queries are scaled
     float norm_eps;                            // of queries and keys after the rotation; negative: no norm
     float eps;                                 // of the other norms
+    Mixture *mixture;                          // in place of gate_up and down
 } Layer;
 
 typedef struct {  // one pass over `rows` tokens
@@ -22,12 +23,6 @@ typedef struct {  // one pass over `rows` tokens
     const float *cosines, *sines, *scale;
     int bf16, threads, failed;
 } Pass;
-
-INLINE void add_row(char *x, const char *y, long width, int bf16) {
-    long i = 0;
-    for (; i + 16 <= width; i += 16) store_any(x, i, vadd(load_any(x, i, bf16), load_any(y, i, bf16)), bf16);
-    if (i < width) store_tail(x, i, width, vadd(load_tail(x, i, width, bf16), load_tail(y, i, width, bf16)), bf16);
-}
 
 // x += y, rows of `width`.
 static void NAME(add)(char *x, const char *y, long rows, long width, int bf16, int threads) {
@@ -61,9 +56,14 @@ void NAME(layers)(Pass *p) {
         NAME(linear)(l->out, p->heads, p->added, p->rows, q, p->bf16, p->scratch, p->threads);
         NAME(add)(p->x, p->added, p->rows, p->width, p->bf16, p->threads);
         NAME(rms_norm)(p->x, l->after, p->normed, p->rows, p->width, l->eps, p->bf16, p->threads);
-        NAME(linear)(l->gate_up, p->normed, p->gate_up, p->rows, p->width, p->bf16, p->scratch, p->threads);
-        NAME(silu_mul)(p->gate_up, p->inner, p->rows, l->hidden, p->bf16, p->threads);
-        NAME(linear)(l->down, p->inner, p->added, p->rows, l->hidden, p->bf16, p->scratch, p->threads);
+        if (l->mixture) {
+            NAME(mixture)(l->mixture, p->normed, p->added, p->rows, p->width, p->bf16, p->threads);
+            p->failed |= l->mixture->failed;
+        } else {
+            NAME(linear)(l->gate_up, p->normed, p->gate_up, p->rows, p->width, p->bf16, p->scratch, p->threads);
+            NAME(silu_mul)(p->gate_up, p->inner, p->rows, l->hidden, p->bf16, p->threads);
+            NAME(linear)(l->down, p->inner, p->added, p->rows, l->hidden, p->bf16, p->scratch, p->threads);
+        }
         NAME(add)(p->x, p->added, p->rows, p->width, p->bf16, p->threads);
     }
 }
