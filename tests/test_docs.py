@@ -29,7 +29,7 @@ micro_tokens: 64
 heldout: heldout.jsonl
 stages:
   - length: 32
-    sources: [{file: articles.jsonl}, {file: chats.jsonl, documents: true}]
+    sources: [{file: articles.jsonl}, {file: chats.jsonl, packing: starts}]
 """
 MAKE = {"make chat", "make test", "make serve"}
 

@@ -1,4 +1,4 @@
-"""Training: the loss against PyTorch's, data and their marks, runs that are killed and go on, folders that load."""
+"""Training: the loss against PyTorch's, runs that are killed and go on, folders that load."""
 
 import csv
 import json
@@ -9,67 +9,41 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 import yaml
 
 import puna
-from puna.checkpoint.hf_config import write_config
 from puna.errors import PunaError
 from puna.family.config import ModelConfig
 from puna.text.tokenizer import Tokenizer
-from puna.text.train import train_tokenizer
 from puna.train.checkpoint import RunFolder
-from puna.train.config import Source, Stage, checked_config, read_config
-from puna.train.data import StageData, documents, make_rows
+from puna.train.config import read_config
 from puna.train.evaluate import bits_per_byte
-from puna.train.loop import _accumulate
-from puna.train.loss import IGNORED, RouterWatch, balance_loss, linear_cross_entropy
+from puna.train.loss import IGNORED, linear_cross_entropy
 from puna.train.optimizer import orthogonalised
 from test_cli_generate import Puna, run
-from tiny import EXPERTS, LLAMA, LLAMA4, decoder
-from tiny import token_ids as random_ids
+from tiny import LLAMA, decoder
+from training import CHAT, SETTINGS, make_work, new_tokenizer
 
 __all__ = ["run"]  # the fixture
-TEXTS = [f"The llama number {i} eats grass on the high plain.\u2028 It is not hungry any more! 🦙" for i in range(20)]
-CHAT = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "What does it eat?"},
-        {"role": "assistant", "content": "Grass 🦙."}, {"role": "user", "content": "<|eot|> And then?"},
-        {"role": "assistant", "content": " It rests."}]  # fmt: skip
-SETTINGS: dict[str, Any] = {
-    "steps": 8, "batch_tokens": 128, "micro_tokens": 64, "save_every": 3, "evaluate_every": 4,
-    "heldout": "heldout.jsonl",
-    "stages": [{"length": 32, "share": 3, "sources": [{"file": "texts.jsonl"}]},
-               {"length": 64, "sources": [{"file": "chats.jsonl", "documents": True}, {"file": "texts.jsonl"}]}],
-}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
-    return train_tokenizer(TEXTS, 340)
+    return new_tokenizer()
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tokenised data are kept in the test's own folder."""
+    monkeypatch.setenv("PUNA_CACHE", str(tmp_path / "cache"))
 
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory: pytest.TempPathFactory, tokenizer: Tokenizer) -> Path:
-    """A shape (config and tokenizer, no weights), data and a configuration."""
-    folder = tmp_path_factory.mktemp("train")
-    layers = {"num_layers": 2, "nope_layers": (1,), "moe_layers": (1,), "vocab_size": tokenizer.vocab_size,
-              "bos_token_id": tokenizer.bos_id, "eos_token_ids": tokenizer.eos_ids}  # fmt: skip
-    tokenizer.save(folder / "shape")
-    config = write_config(ModelConfig(**LLAMA4 | EXPERTS | layers), torch.bfloat16)
-    (folder / "shape" / "config.json").write_text(json.dumps(config))
-    (folder / "shape" / "generation_config.json").write_text('{"do_sample": true, "temperature": 0.25}')
-    lines(folder / "texts.jsonl", [{"text": text} for text in TEXTS])
-    lines(folder / "heldout.jsonl", [{"text": "The llama eats. \ud800"}])
-    lines(folder / "chats.jsonl", [{"messages": CHAT}] * 6)
-    (folder / "run.yaml").write_text(yaml.safe_dump(SETTINGS))
-    return folder
-
-
-def lines(path: Path, rows: list[Any]) -> Path:
-    path.write_text("".join(row if isinstance(row, str) else json.dumps(row) + "\n" for row in rows))
-    return path
+    return make_work(tmp_path_factory.mktemp("train"), tokenizer)
 
 
 def weights(folder: Path) -> bytes:
@@ -105,31 +79,6 @@ def test_loss_without_any_target_is_zero() -> None:
     assert not x.grad.any()
 
 
-def test_micro_batches_do_not_change_the_step() -> None:
-    """One pass of 8 rows equals 4 passes of 2, though rows count different numbers of tokens."""
-    found = []
-    ids = random_ids(decoder("scout").config, 17, 8).numpy()
-    counted = np.arange(17) < np.arange(2, 18, 2)[:, None]
-    for rows in (8, 2):
-        model = decoder("scout").train()
-        settings = checked_config({**SETTINGS, "micro_tokens": 16 * rows, "balance": 0}, "test")
-        stage = Stage(length=16, sources=[Source(file="-")])
-        loss, imbalance = _accumulate(model, RouterWatch(model), settings, stage, ids, counted)
-        found.append((loss, {name: parameter.grad for name, parameter in model.named_parameters()}))
-        assert imbalance >= 1
-    (loss, whole), (loss_in_parts, parts) = found
-    assert loss == pytest.approx(loss_in_parts, rel=1e-5)
-    for name, grad in whole.items():
-        torch.testing.assert_close(parts[name], grad, rtol=1e-4, atol=1e-6, msg=name)
-
-
-def test_balance_loss() -> None:
-    even = 10 * torch.eye(4).repeat(3, 1)
-    assert balance_loss(even, 1).item() == pytest.approx(1)
-    crowded = 100.0 * F.one_hot(torch.zeros(12, dtype=torch.long), 4)
-    assert balance_loss(crowded, 1).item() == pytest.approx(4)
-
-
 @pytest.mark.parametrize("shape", [(16, 64), (64, 16), (3, 16, 48)])
 def test_orthogonalised_has_singular_values_near_one(shape: tuple[int, ...]) -> None:
     matrix = torch.randn(shape, generator=torch.Generator().manual_seed(0)) * 37
@@ -149,53 +98,6 @@ def test_bits_per_byte_of_a_uniform_model(tokenizer: Tokenizer) -> None:
     assert error >= 0
 
 
-def test_loss_is_on_the_assistants_tokens_and_their_end_alone(tokenizer: Tokenizer, tmp_path: Path) -> None:
-    ((ids, counted),) = documents(lines(tmp_path / "chats.jsonl", [{"messages": CHAT}]), tokenizer)
-    assert ids == tokenizer.render(CHAT, add_generation_prompt=False)
-    learned = [token for token, marked in zip(ids, counted, strict=True) if marked]
-    end = ids[-1]
-    assert end in tokenizer.eos_ids
-    assert learned == [*tokenizer.encode("Grass 🦙."), end, *tokenizer.encode(" It rests."), end]
-
-
-def test_rows_hold_the_tools_that_the_server_would_render(tokenizer: Tokenizer, tmp_path: Path) -> None:
-    tools = [{"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}]
-    ((ids, _),) = documents(lines(tmp_path / "t.jsonl", [{"messages": CHAT, "tools": tools}]), tokenizer)
-    assert ids == tokenizer.render(CHAT, tools, add_generation_prompt=False)
-
-
-def test_texts_begin_once_and_may_hold_line_separators(tokenizer: Tokenizer, tmp_path: Path) -> None:
-    path = tmp_path / "texts.jsonl"
-    path.write_text('{"text": "a\u2028b\x85c<|begin_of_text|>"}\r\n{"text": "d"}', encoding="utf-8")
-    first, second = documents(path, tokenizer)
-    assert first[0] == [tokenizer.bos_id, *tokenizer.encode("a\u2028b\x85c<|begin_of_text|>")]
-    assert first[0].count(tokenizer.bos_id) == 1
-    assert second == ([tokenizer.bos_id, *tokenizer.encode("d")], [True, True])
-
-
-@pytest.mark.parametrize(
-    ("row", "message"),
-    [
-        ('{"text": \n', "rows.jsonl:2: not JSON"),
-        ("[" * 100_000 + "\n", "rows.jsonl:2: "),
-        ("\n", "rows.jsonl:2: not JSON"),
-        ("[1]\n", "rows.jsonl:2: a row is an object"),
-        ({"text": "a", "messages": []}, "rows.jsonl:2: a row is an object with either"),
-        ({"text": 3}, "rows.jsonl:2: text: "),
-        ({"text": ""}, "rows.jsonl:2: text: "),
-        ({"messages": []}, "rows.jsonl:2: messages: "),
-        ({"messages": ["a"]}, "rows.jsonl:2: messages"),
-        ({"messages": CHAT[:2]}, "rows.jsonl:2: messages: no assistant"),
-        ({"messages": CHAT[2:]}, r"rows.jsonl:2: messages\[0\].role: "),
-        ({"messages": [CHAT[1], {"role": "assistant", "content": 3}]}, r"rows.jsonl:2: messages\[1\].content: "),
-        ({"messages": [{"role": "llama", "content": "a"}, CHAT[2]]}, r"rows.jsonl:2: messages\[0\].role: "),
-    ],
-)
-def test_data_errors_name_file_line_and_field(row: Any, message: str, tokenizer: Tokenizer, tmp_path: Path) -> None:
-    with pytest.raises(PunaError, match=message):
-        list(documents(lines(tmp_path / "rows.jsonl", [{"text": "good"}, row]), tokenizer))
-
-
 @pytest.mark.parametrize(
     ("change", "field"),
     [
@@ -203,6 +105,7 @@ def test_data_errors_name_file_line_and_field(row: Any, message: str, tokenizer:
         ({"stpes": 3}, "stpes: "),
         ({"seed": -1}, "seed: "),
         ({"stages": []}, "stages: "),
+        ({"method": "magic"}, "method: no method is called 'magic'"),
         ({"stages": [{"length": 32, "sources": [{"file": "a", "weight": 0}]}]}, r"stages.0.sources.0.weight: "),
         ({"stages": [{"lenght": 32, "sources": [{"file": "a"}]}]}, r"stages.0.lenght: "),
     ],
@@ -221,21 +124,6 @@ def test_a_config_that_is_no_mapping_is_an_error(text: str, tmp_path: Path) -> N
         read_config(tmp_path / "run.yaml")
 
 
-def test_rows_are_whole_epochs_in_an_order_of_the_seed(work: Path, tokenizer: Tokenizer) -> None:
-    stage = Stage(length=8, sources=[Source(file="texts.jsonl")])
-    count = len(make_rows(stage.sources[0], 8, work, tokenizer))
-    orders = [StageData(stage, 2 * count, work, tokenizer, seed).order[:, 1].tolist() for seed in (0, 0, 1)]
-    assert orders[0] == orders[1] != orders[2]
-    assert sorted(orders[0]) == sorted([*range(count)] * 2)
-    assert len(StageData(stage, 0, work, tokenizer, 0).order) == 0  # a stage too short for a step
-
-
-def test_text_shorter_than_a_row_still_makes_one(work: Path, tokenizer: Tokenizer) -> None:
-    rows = make_rows(Source(file="texts.jsonl"), 5000, work, tokenizer)
-    assert rows.tokens.shape == (1, 5001)
-    assert not rows.counted[0, -1]
-
-
 def train(work: Path, out: str, *more: str) -> list[str]:
     return ["train", str(work / "shape"), "--data", str(work), "--config", str(work / "run.yaml"), "--out",
             str(work / out), *more]  # fmt: skip
@@ -247,12 +135,12 @@ from pathlib import Path
 import torch
 torch.set_num_threads(1)
 from puna.train.config import read_config
-from puna.train.pretrain import pretrain
+from puna.train.run import train
 work = Path(sys.argv[1])
 def report(step):
     if step.step == 5:
         os.kill(os.getpid(), signal.SIGKILL)
-pretrain(work / "shape", read_config(work / "run.yaml"), work, work / "killed", resume=True, report=report, note=print)
+train(work / "shape", read_config(work / "run.yaml"), work, work / "killed", resume=True, report=report, note=print)
 """
 
 
@@ -263,17 +151,22 @@ def test_a_run_that_is_killed_goes_on_to_the_same_weights(work: Path, tokenizer:
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert not (work / "killed" / "model.safetensors").exists()
     with (work / "killed" / "metrics.csv").open("a") as file:
-        file.write("4,1.0,1.0,512,9,1.0,\n5,1.")  # what a buffer may have let out before the kill
+        file.write("4,1.0,1.0,1.0,512,9,1.0,1.0,\n5,1.")  # what a buffer may have let out before the kill
     again = run(*train(work, "killed", "--resume"))
     assert "resumed at step 3" in again.stdout
     assert weights(work / "killed") == weights(work / "whole")
     with (work / "killed" / "metrics.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [int(row["step"]) for row in rows] == [*range(1, 9)]
+    with (work / "whole" / "metrics.csv").open() as file:
+        undisturbed = list(csv.DictReader(file))
+    for name in ("loss", "norm", "expert_imbalance", "heldout_bpb"):  # to the last digit
+        assert [row[name] for row in rows] == [row[name] for row in undisturbed]
     assert float(rows[-1]["loss"]) < float(rows[0]["loss"]) - 0.3  # it learns
 
     folder = {path.name for path in (work / "killed").iterdir()}
-    expected = {"model.safetensors", "config.json", "tokenizer.json", "README.md", "lineage.json", "curves.png"}
+    expected = {"model.safetensors", "config.json", "tokenizer.json", "README.md", "lineage.json", "curves.png",
+                "experts.csv"}  # fmt: skip
     assert expected <= folder
     assert ".lock" not in folder
     record = json.loads((work / "killed" / "lineage.json").read_text())
@@ -310,7 +203,7 @@ def test_one_file_is_enough_and_a_checkpoint_goes_on(work: Path, run: Puna) -> N
         (("--data", texts, "--out", texts), "texts.jsonl: "),
         (("--data", texts, "--config", work / "run.yaml", "--out", work / "c"), "chats.jsonl"),
         (("--data", work / "none.jsonl", "--out", work / "c"), "none.jsonl: no such data file"),
-        (("--data", work, "--out", work / "c"), "--config must say"),
+        (("--data", work, "--out", work / "c"), "a folder of text holds"),
     ):
         assert message in run("train", shape, *arguments, code=1).stderr
 
@@ -326,7 +219,7 @@ def test_a_folder_in_use_is_locked(tmp_path: Path) -> None:
 
 def test_a_state_of_another_model_or_a_damaged_one_is_an_error(work: Path, run: Puna) -> None:
     folder = RunFolder(work / "other", resume=True)
-    folder.save({"a/master": torch.ones(2)}, {"step": 1, "tokens": 2})
+    folder.save({"a/master": torch.ones(2)}, {"step": 1, "tokens": 2, "order": {}})
     folder.close()
     texts = ("--data", work / "texts.jsonl", "--out", work / "other", "--resume")
     assert "another shape" in run("train", work / "shape", *texts, code=1).stderr

@@ -30,7 +30,7 @@ def write_card(out: Path, record: dict[str, Any]) -> None:
     """Write README.md into a finished run's folder, from its record and its metrics.csv."""
     with (out / "metrics.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    scored = [row["heldout_bpb"] for row in rows if row["heldout_bpb"]]
+    scored = [row["heldout_bpb"] for row in rows if row.get("heldout_bpb")]
     card = CARD.format(
         name=out.resolve().name,
         parameters=record["parameters"],

@@ -46,17 +46,11 @@ class RunFolder:
         (self.path / ".lock").unlink(missing_ok=True)  # while the lock is held, so that it is ours
         self._lock.close()
 
-    def cut_metrics(self, step: int) -> None:
-        """Take out of metrics.csv what a killed run wrote after `step`, its last saved one."""
-        file = self.path / "metrics.csv"
-        header, *rows = file.read_bytes().splitlines(keepends=True) if file.exists() and step else [b""]
-        kept = {int(row.split(b",")[0]): row for row in rows if row.count(b",") == 6 and row.split(b",")[0].isdigit()}
-        file.write_bytes(header + b"".join(row for at, row in sorted(kept.items()) if at <= step))
-
     def save(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
         """Replace the saved state. A kill at any moment leaves the old state or the new one."""
         new, old = self.path / f"state-{facts['step']:08d}.new", self.path / f"state-{facts['step']:08d}"
-        shutil.rmtree(new, ignore_errors=True)
+        for unfinished in self.path.glob("state-*.new"):
+            shutil.rmtree(unfinished)
         new.mkdir()
         save_file(tensors, new / "optimizer.safetensors")
         (new / "facts.json").write_text(json.dumps(facts))
@@ -65,6 +59,9 @@ class RunFolder:
                 os.fsync(handle.fileno())
         shutil.rmtree(old, ignore_errors=True)
         new.rename(old)
+        folder = os.open(self.path, os.O_RDONLY)
+        os.fsync(folder)  # the new name reaches the disk before the old state goes
+        os.close(folder)
         for other in self.states()[:-1]:
             shutil.rmtree(other)
 

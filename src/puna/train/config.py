@@ -1,10 +1,10 @@
-"""What a training run is, as typed data read from YAML."""
+"""What a training run is, as typed data read from YAML or from a command's options."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from puna.errors import PunaError
 
@@ -14,48 +14,74 @@ class _Strict(BaseModel):
 
 
 class Source(_Strict):
-    """One data file: JSON lines with `text`, or with `messages` (loss on the assistant's tokens alone)."""
+    """One data file, or one folder of text files."""
 
     file: str
     weight: float = Field(1.0, gt=0)  # share of the stage's rows, relative to the other sources
-    documents: bool = False  # rows start where documents do; what a row can't hold is left out, and counted
+    packing: Literal["stream", "starts", "whole"] | None = None  # how documents fill rows; None: as the method does
+    overlong: Literal["split", "refuse"] | None = None  # documents longer than a row; None: as the method does
 
 
 class Stage(_Strict):
     """A share of the run with one mixture and one row length."""
 
     share: float = Field(1.0, gt=0)  # of the run's steps, relative to the other stages
-    length: int = Field(512, ge=8)  # tokens a row
+    length: int = Field(512, ge=8)  # predictions a row
     sources: list[Source] = Field(min_length=1)
 
 
 class TrainConfig(_Strict):
-    """A pretraining or continued-training run. Rates are of the peak; tokens a step = `batch_tokens`."""
+    """A run of any method. Rates are of the peak; tokens a step = `batch_tokens`."""
 
+    method: str = "pretrain"
+    options: dict[str, Any] = Field(default_factory=dict)  # the method's own, which it checks
     stages: list[Stage] = Field(min_length=1)
     steps: int = Field(gt=0)
     batch_tokens: int = Field(16384, gt=0)
     micro_tokens: int = Field(6144, gt=0)  # tokens of one forward and backward pass
-    matrix_rate: float = Field(0.02, gt=0)
-    vector_rate: float = Field(0.004, gt=0)
+    separate: bool = True  # documents of a row don't see each other
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"  # of weights and activations; masters are float32 always
+    device: str | None = None  # None: the GPU where there is one
+    recompute: bool = False  # activations again in the backward pass, in place of keeping them
+    optimizer: Literal["muon", "adamw"] | None = None  # None: the method's
+    rate: float | None = Field(None, gt=0)  # AdamW's for all parameters; None: the method's
+    matrix_rate: float = Field(0.02, gt=0)  # Muon's for hidden matrices
+    vector_rate: float = Field(0.004, gt=0)  # AdamW's for the rest, beside Muon
     weight_decay: float = Field(0.0, ge=0)
+    clip: float | None = Field(1.0, gt=0)  # the gradient's largest norm; null: as it is
     warmup: float = Field(0.01, ge=0, lt=1)  # share of the steps
     decay: float = Field(0.5, ge=0, le=1)  # share of the steps, at the end, in which the rate falls linearly to zero
-    balance: float = Field(0.01, ge=0)  # weight of the experts' load-balancing loss
+    balancing: Literal["auxiliary", "bias", "none"] = "auxiliary"  # of the experts' load
+    balance: float = Field(0.01, ge=0)  # the auxiliary loss's weight, or the bias's change a step
     seed: int = Field(0, ge=0)
     save_every: int = Field(200, gt=0)  # steps
     evaluate_every: int = Field(200, gt=0)  # steps
     heldout: str | None = None  # JSON lines with `text`, scored in bits per byte
 
-    def order(self) -> dict[str, Any]:
-        """What decides which rows each step sees: a resumed run must have the same."""
-        return self.model_dump(include={"seed", "steps", "batch_tokens", "stages"})
+    @field_validator("method")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        from puna.train.methods import METHODS
 
-    def rate(self, step: int, steps: int) -> float:
-        """Multiplier of the peak rates at a step of a run of `steps`: warm-up, constant, linear decay."""
-        warm = max(1, round(self.warmup * steps))
-        fall = round(self.decay * steps)
-        return min(1.0, (step + 1) / warm, (steps - step) / max(1, fall))
+        if name not in METHODS:
+            raise ValueError(f"no method is called {name!r}; choose from {', '.join(METHODS)}")
+        return name
+
+    def order(self) -> dict[str, Any]:
+        """What decides which rows each step sees, and what it makes of them: a resumed run must have the same."""
+        return self.model_dump(
+            exclude={"save_every", "evaluate_every", "heldout", "micro_tokens", "recompute", "device"}
+        )
+
+    def schedule(self, step: int) -> float:
+        """Multiplier of the peak rates at a step: warm-up, constant, linear decay."""
+        warm = max(1, round(self.warmup * self.steps))
+        fall = round(self.decay * self.steps)
+        return min(1.0, (step + 1) / warm, (self.steps - step) / max(1, fall))
+
+    def rows_per_step(self, stage: Stage) -> int:
+        """Rows of one step of a stage."""
+        return max(1, self.batch_tokens // stage.length)
 
 
 def read_config(path: Path, defaults: dict[str, Any] | None = None, **changes: Any) -> TrainConfig:
@@ -94,5 +120,5 @@ def _problem(found: Any) -> str:
         owners: dict[int, type[_Strict]] = {1: TrainConfig, 3: Stage}
         owner = owners.get(len(found["loc"]), Source)
         return f"no such field; take it out, or use one of {', '.join(owner.model_fields)}"
-    words = str(found["msg"])
+    words = str(found["msg"]).removeprefix("Value error, ")
     return words[:1].lower() + words[1:]

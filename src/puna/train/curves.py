@@ -14,7 +14,7 @@ def draw_curves(metrics: Path, picture: Path) -> None:
               ("expert_imbalance", "busiest expert, 1 is even"))  # fmt: skip
     figure = Figure(figsize=(10, 6), layout="constrained")
     for axes, (column, label) in zip(figure.subplots(2, 2).flat, panels, strict=True):
-        points = [(int(row["step"]), float(row[column])) for row in rows if row[column]]
+        points = [(int(row["step"]), float(row[column])) for row in rows if row.get(column)]
         axes.plot([x for x, _ in points], [y for _, y in points], marker="o" if len(points) < 50 else None, linewidth=1)
         axes.set(title=column, xlabel="step", ylabel=label)
         axes.grid(alpha=0.3)

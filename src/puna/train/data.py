@@ -1,158 +1,169 @@
-"""Files to rows of token ids, in an order that depends on nothing but the seed and the step."""
+"""Tokenised documents to rows, and rows in an order that depends on nothing but the seed and where a row stands in it.
 
-import json
-from collections.abc import Iterator
+Legend: R rows, P pieces.
+"""
+
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from puna.errors import PunaError
 from puna.text.tokenizer import Tokenizer
 from puna.train.config import Source, Stage
+from puna.train.method import Document, Example, Method, Packing
+from puna.train.tokenised import MOST_ERRORS, Tokenised, tokenise
 
-Tokens = np.ndarray[Any, np.dtype[np.uint32]]
-Counted = np.ndarray[Any, np.dtype[np.bool_]]
+Ints = NDArray[np.int64]
 
 
-@dataclass
+@dataclass(frozen=True)
 class Rows:
-    """Rows of equal length: token ids [R, T] and which of them, as targets, carry loss [R, T]."""
+    """A source's rows, each of `width` tokens at most, as pieces (document, from, to); or, where examples stay whole,
+    as (example, 0, its tokens)."""
 
-    tokens: Tokens
-    counted: Counted
-    left_out: int  # tokens of documents longer than a row
+    source: Tokenised
+    pieces: Ints  # [P, 3]
+    starts: Ints  # [R + 1], into pieces
+    whole: bool
+    separate: bool
+    left_out: int  # tokens that no row holds
+    split: int  # documents that go on in another row
 
     def __len__(self) -> int:
-        return len(self.tokens)
+        return len(self.starts) - 1
+
+    def examples(self, row: int) -> list[Example]:
+        """A row's, in order: each piece by itself, or all as one document where documents see each other."""
+        pieces = self.pieces[self.starts[row] : self.starts[row + 1]].tolist()
+        if self.whole:
+            return [self.source.example(at) for at, _, _ in pieces]
+        parts = [self.source.part(*piece) for piece in pieces]
+        if self.separate:
+            return [Example((part,)) for part in parts]
+        tokens, counted = (np.concatenate([getattr(p, name) for p in parts]) for name in ("tokens", "counted"))
+        return [Example((Document(tokens, counted),))]
 
 
-def documents(path: Path, tokenizer: Tokenizer) -> Iterator[tuple[list[int], list[bool]]]:
-    """Each line's token ids, begun with BOS, and which carry loss. Raises PunaError naming file, line and field."""
-    try:
-        lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")  # a JSON string may hold U+2028
-    except OSError as error:
-        raise PunaError(f"{path}: can't read the data: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise PunaError(f"{path}: not UTF-8 at byte {error.start}; save the file as UTF-8") from None
-    texts: list[str] = []
-    for number, line in enumerate(lines, 1):
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise PunaError(f"{path}:{number}: not JSON: {error.msg}, column {error.colno}; mend the line") from None
-        except (RecursionError, ValueError) as error:
-            raise PunaError(f"{path}:{number}: JSON that can't be read: {error}; mend the line") from None
-        if not isinstance(row, dict) or ("text" in row) == ("messages" in row):
-            raise PunaError(f"{path}:{number}: a row is an object with either `text` or `messages`; mend the line")
-        if "messages" in row:
-            yield _chat(row["messages"], row.get("tools"), tokenizer, f"{path}:{number}")
-        elif isinstance(row["text"], str) and row["text"]:
-            texts.append(row["text"])
-        else:
-            raise PunaError(f"{path}:{number}: text: must be a string that is not empty; mend or delete the line")
-    begin = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
-    for ids in tokenizer.encode_batch(texts):
-        yield [*begin, *ids], [True] * (len(begin) + len(ids))
+def make_rows(source: Source, length: int, separate: bool, read: Tokenised, method: Method, seed: int) -> Rows:
+    """Lay a source's documents in rows of `length` + 1 tokens, so that each has at most `length` predictions.
 
-
-def _chat(messages: Any, tools: Any, tokenizer: Tokenizer, where: str) -> tuple[list[int], list[bool]]:
-    """A chat by the server's own rendering; loss on what the assistant says, up to and with its end of turn."""
-    if not isinstance(messages, list) or not messages:
-        raise PunaError(f"{where}: messages: must be a list that is not empty")
-    ids: list[int] = []
-    counted: list[bool] = []
-    try:
-        for end, message in enumerate(messages, 1):
-            if message.get("role") != "assistant":
-                continue
-            if end == 1:
-                raise PunaError("messages[0].role: a chat to learn from begins with the user or the system")
-            prompt = tokenizer.render(messages[: end - 1], tools)
-            whole = tokenizer.render(messages[:end], tools, add_generation_prompt=False)
-            if whole[: len(prompt)] != prompt or prompt[: len(ids)] != ids:
-                raise PunaError("the chat template does not only append; such a chat can't be trained on")
-            counted += [False] * (len(prompt) - len(ids)) + [True] * (len(whole) - len(prompt))
-            ids = whole
-    except PunaError as error:
-        raise PunaError(f"{where}: {error}") from None
-    except (AttributeError, KeyError, TypeError):
-        raise PunaError(f"{where}: messages: each is an object with `role` and `content`") from None
-    if not any(counted):
-        raise PunaError(f"{where}: messages: no assistant message to learn from; add one, or delete the line")
-    return ids, counted
-
-
-def make_rows(source: Source, length: int, folder: Path, tokenizer: Tokenizer) -> Rows:
-    """Tokenise a file into rows of `length` + 1 ids, so that each has `length` predictions.
-
-    With `source.documents` a row starts where a document does and is filled with the beginnings of the next ones;
-    otherwise documents follow each other without a gap, across rows.
+    "stream": documents follow each other without a gap, across rows. "starts": a
+    row starts where a document does and is filled with the beginnings of the next. "whole": a row holds whole examples
+    alone, in an order of the seed; one longer than a row is split, or refused by file and line.
     """
-    path = folder / source.file
-    pack = _pack_beginnings if source.documents else _pack_stream
-    rows = pack(documents(path, tokenizer), length + 1, tokenizer.pad_id or 0)
-    if not len(rows):
-        raise PunaError(f"{path}: no text to learn from")
-    return rows
+    packing: Packing = source.packing or method.packing
+    overlong = source.overlong or ("refuse" if method.packing == "whole" else "split")
+    if packing != "whole" and any(np.diff(read.examples) != 1):
+        raise PunaError(f"{read.where}: packing: {method.name} trains on examples of several documents: use whole")
+    if packing == "stream":
+        rows = _stream(read.lengths, length + 1)
+    elif packing == "starts":
+        rows = _starts(read.lengths, length + 1)
+    else:
+        rows = _whole(read, length, overlong, seed)
+    pieces, starts, left_out, split = rows
+    if len(starts) < 2:
+        raise PunaError(f"{read.where}: no text to learn from")
+    whole = packing == "whole" and not split
+    return Rows(read, pieces, starts, whole, separate, left_out, split)
 
 
-def _pack_stream(texts: Iterator[tuple[list[int], list[bool]]], width: int, pad: int) -> Rows:
-    """Documents follow each other without a gap, across rows; the last part of a row is left out.
-
-    Text that is shorter than one row becomes one, filled up.
-    """
-    pieces = [(np.array(ids, np.uint32), np.array([False, *counted[1:]])) for ids, counted in texts]
-    total = sum(len(ids) for ids, _ in pieces)
-    if 1 < total < width:
-        pieces.append((np.full(width - total, pad, np.uint32), np.zeros(width - total, np.bool_)))
-        total = width
-    count = total // width
-    used = count * width
-    tokens = np.concatenate([ids for ids, _ in pieces] or [np.zeros(0, np.uint32)])[:used]
-    counted = np.concatenate([marks for _, marks in pieces] or [np.zeros(0, np.bool_)])[:used]
-    return Rows(tokens.reshape(count, width), counted.reshape(count, width), total - used)
+Laid = tuple[Ints, Ints, int, int]  # pieces, starts, tokens left out, documents split
 
 
-def _pack_beginnings(texts: Iterator[tuple[list[int], list[bool]]], width: int, pad: int) -> Rows:
-    """A row starts where a document does; what the row has room for of the next ones follows."""
-    tokens: list[Tokens] = []
-    flags: list[Counted] = []
+def _stream(lengths: Ints, width: int) -> Laid:
+    """Cut the stream of documents every `width` tokens; the last row is shorter."""
+    ends = lengths.cumsum()
+    total = int(ends[-1]) if len(ends) else 0
+    bounds = np.append(np.arange(0, total, width), total)
+    cuts = np.union1d(ends - lengths, bounds)
+    begin, end = cuts[:-1], cuts[1:]
+    owner = np.searchsorted(ends, begin, side="right")
+    offset = begin - (ends - lengths)[owner]
+    pieces = np.stack((owner, offset, offset + end - begin), 1)
+    return pieces, np.searchsorted(begin, bounds), 0, len(np.unique(owner[offset > 0]))
+
+
+def _starts(lengths: Ints, width: int) -> Laid:
+    pieces: list[tuple[int, int, int]] = []
+    starts: list[int] = []
     used, left_out = width, 0
-    for ids, counted in texts:
-        if used + min(len(ids), width // 4) > width:
-            tokens.append(np.full(width, pad, np.uint32))
-            flags.append(np.zeros(width, np.bool_))
+    for at, length in enumerate(lengths.tolist()):
+        if used + min(length, width // 4) > width:
+            starts.append(len(pieces))
             used = 0
-        taken = min(len(ids), width - used)
-        tokens[-1][used : used + taken] = ids[:taken]
-        flags[-1][used : used + taken] = counted[:taken]
-        flags[-1][used] = False  # nothing tells a document's first token
+        taken = min(length, width - used)
+        pieces.append((at, 0, taken))
         used += taken
-        left_out += len(ids) - taken
-    if not tokens:
-        return Rows(np.zeros((0, width), np.uint32), np.zeros((0, width), np.bool_), 0)
-    return Rows(np.stack(tokens), np.stack(flags), left_out)
+        left_out += length - taken
+    return np.array(pieces, np.int64).reshape(-1, 3), np.array([*starts, len(pieces)]), left_out, 0
+
+
+def _whole(read: Tokenised, length: int, overlong: Literal["split", "refuse"], seed: int) -> Laid:
+    predictions = np.maximum(read.lengths - 1, 0)
+    sizes = np.add.reduceat(predictions, read.examples[:-1]) if len(read) else predictions
+    long = np.flatnonzero(sizes > length)
+    alone = len(read) == len(predictions)
+    if len(long) and (overlong == "refuse" or not alone):
+        told = "\n".join(f"{read.where}:{at + 1}: {sizes[at]:,} tokens to predict, a row holds {length:,}"
+                         for at in long[:MOST_ERRORS])  # fmt: skip
+        cure = "a longer `length`, or `overlong: split`" if alone else "a longer `length`"
+        raise PunaError(f"{told}\n{read.where}: {len(long):,} of {len(read):,} are too long: give {cure}")
+    pieces: list[tuple[int, int, int]] = []
+    starts: list[int] = []
+    used = length
+    for at in np.random.default_rng([seed, 7]).permutation(len(read)).tolist():
+        left, begin = int(sizes[at]), 0
+        while left > 0:
+            if used + min(left, length) > length:
+                starts.append(len(pieces))
+                used = 0
+            taken = min(left, length)
+            pieces.append((at, begin, begin + taken + 1))
+            begin, left, used = begin + taken, left - taken, used + taken
+    return np.array(pieces, np.int64).reshape(-1, 3), np.array([*starts, len(pieces)]), 0, len(long)
 
 
 class StageData:
-    """One stage's rows in their order: each source in whole shuffled epochs, the sources mixed by weight."""
+    """One stage's rows in their order: each source in shuffled epochs, the sources interleaved by weight.
 
-    def __init__(self, stage: Stage, needed: int, folder: Path, tokenizer: Tokenizer, seed: int) -> None:
-        self.sources = [make_rows(source, stage.length, folder, tokenizer) for source in stage.sources]
-        weights = np.array([source.weight for source in stage.sources])
-        counts = np.ceil(weights / weights.sum() * needed).astype(int)
-        random = np.random.default_rng(seed)
-        picks = []
-        for index, (rows, count) in enumerate(zip(self.sources, counts, strict=True)):
-            epochs = [random.permutation(len(rows)) for _ in range(max(1, -(-count // len(rows))))]
-            chosen = np.concatenate(epochs)[:count]
-            picks.append(np.stack((np.full(count, index), chosen), 1))
-        self.order = random.permutation(np.concatenate(picks))[:needed]
+    Which row stands at a place is a function of the seed and the place alone, not of how many are needed.
+    """
 
-    def batch(self, start: int, count: int) -> tuple[Tokens, Counted]:
-        """Rows start..start+count of the stage: ids and loss marks, both [count, T + 1]."""
-        chosen = self.order[start : start + count]
-        tokens = np.stack([self.sources[s].tokens[r] for s, r in chosen])
-        return tokens, np.stack([self.sources[s].counted[r] for s, r in chosen])
+    def __init__(
+        self, stage: Stage, needed: int, folder: Path, tokenizer: Tokenizer, method: Method, seed: int,
+        separate: bool = True, cache: Path | None = None,
+    ) -> None:  # fmt: skip
+        self.stage = stage
+        self.sources = []
+        for each in stage.sources:
+            read = tokenise(folder / each.file, method, tokenizer, cache)
+            self.sources.append(make_rows(each, stage.length, separate, read, method, seed))
+        weights = np.array([each.weight for each in stage.sources])
+        picks, times = [], []
+        for index, (rows, weight) in enumerate(zip(self.sources, weights / weights.sum(), strict=True)):
+            count = int(np.ceil(weight * needed)) + 1
+            epochs = -(-count // len(rows))
+            orders = [np.random.default_rng([seed, index, epoch]).permutation(len(rows)) for epoch in range(epochs)]
+            picks.append(np.stack((np.full(count, index), np.concatenate(orders)[:count]), 1))
+            times.append((np.arange(count) + 0.5) / weight)
+        self.order: Ints = np.concatenate(picks)[np.concatenate(times).argsort(kind="stable")[:needed]]
+
+    def examples(self, start: int, count: int) -> list[Example]:
+        """Of the stage's rows start..start + count."""
+        return [e for source, row in self.order[start : start + count].tolist()
+                for e in self.sources[source].examples(row)]  # fmt: skip
+
+    def notes(self) -> list[str]:
+        """What became of each source, one sentence each: nothing is left out unsaid."""
+        said = []
+        for source, rows in zip(self.stage.sources, self.sources, strict=True):
+            counts = f"{len(rows.source):,} examples in {len(rows):,} rows of {self.stage.length}"
+            fates = [f"{rows.left_out:,} tokens left out, which no row holds"] if rows.left_out else []
+            fates += [f"{rows.split:,} documents split over rows"] if rows.split else []
+            fates += [f"fields not used: {', '.join(rows.source.unused)}"] if rows.source.unused else []
+            said.append("; ".join((f"{source.file}: {counts}", *fates)))
+        return said

@@ -1,6 +1,5 @@
 """Held-out bits per byte: a measure that doesn't depend on the tokenizer."""
 
-import json
 import math
 from pathlib import Path
 
@@ -9,27 +8,32 @@ import torch
 from puna.errors import PunaError
 from puna.model import Decoder
 from puna.text.tokenizer import Tokenizer
+from puna.train.loop import Evaluation
 from puna.train.loss import linear_cross_entropy
+from puna.train.read import read_rows
 
 
 def read_texts(path: Path) -> list[str]:
-    """The `text` of each line of a JSON-lines file. Raises PunaError naming file and line."""
-    try:
-        lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
-    except OSError as error:
-        raise PunaError(f"{path}: can't read the held-out texts: {error.strerror}; mend `heldout`") from None
-    except UnicodeDecodeError as error:
-        raise PunaError(f"{path}: not UTF-8 at byte {error.start}; save the file as UTF-8") from None
+    """The `text` of each row of a file. Raises PunaError naming file and line."""
     texts = []
-    for number, line in enumerate(lines, 1):
-        try:
-            text = json.loads(line)["text"]
-        except (ValueError, KeyError, TypeError, RecursionError):
-            raise PunaError(f"{path}:{number}: text: each line is an object with `text`; mend the line") from None
+    for found in read_rows(path):
+        if found.row is None:
+            raise PunaError(f"{found.where}: {found.problem}")
+        text = found.row.get("text")
         if not isinstance(text, str) or not text:
-            raise PunaError(f"{path}:{number}: text: must be a string that is not empty; mend or delete the line")
+            raise PunaError(f"{found.where}: text: must be a string that is not empty; mend or delete the line")
         texts.append(text)
     return texts
+
+
+def heldout_bits(path: Path) -> Evaluation:
+    """The score `heldout_bpb` of the texts of a file, which is read now. Raises PunaError naming file and line."""
+    texts = read_texts(path)
+
+    def score(model: Decoder, tokenizer: Tokenizer) -> dict[str, float]:
+        return {"heldout_bpb": bits_per_byte(model, tokenizer, texts)[0]}
+
+    return Evaluation(("heldout_bpb",), score)
 
 
 @torch.no_grad()

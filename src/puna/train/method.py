@@ -4,7 +4,7 @@ The loop (`loop.py`) does the rest, the same for all: order, passes, exact norma
 Legend: N predictions of one pass, D model width, V vocabulary.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -107,12 +107,32 @@ class Finished:
 
 
 class Method(Protocol):
-    """One way to train. `name` is what `--method` says; `metrics` the columns that its losses report."""
+    """One way to train, made from the configuration (`methods.METHODS`), whose `options` are its own to check."""
 
-    name: str
-    metrics: tuple[str, ...]
-    packing: Packing  # where a source doesn't say
-    optimizer: Literal["muon", "adamw"]  # where the configuration doesn't say
+    @property
+    def name(self) -> str:
+        """What `--method` says."""
+        ...
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """The columns that its losses report."""
+        ...
+
+    @property
+    def packing(self) -> Packing:
+        """How documents fill rows where a source doesn't say."""
+        ...
+
+    @property
+    def optimizer(self) -> Literal["muon", "adamw"]:
+        """Where the configuration doesn't say."""
+        ...
+
+    @property
+    def rate(self) -> float:
+        """AdamW's peak rate where the configuration doesn't say."""
+        ...
 
     def prepare(self, model: Decoder, seed: int) -> None:
         """Choose what trains: set `requires_grad` (all weights come without), add adapters."""
@@ -138,6 +158,3 @@ class Method(Protocol):
     def save(self, finished: Finished, folder: Path) -> None:
         """Write what the run is for (weights, or an adapter) into an empty folder."""
         ...
-
-
-MakeMethod = Callable[[Any], Method]  # from the TrainConfig

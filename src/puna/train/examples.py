@@ -1,0 +1,165 @@
+"""One row to token ids: texts, chats by the server's own rendering, preferences. Errors begin with the field."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from puna.errors import PunaError
+from puna.text.tokenizer import Tokenizer
+from puna.train.method import Document, Example, Row
+
+FIELDS = ("text", "messages", "tools", "prompt", "chosen", "rejected")
+PICTURES = ("image_url", "image", "input_image", "video_url", "video", "input_video")
+# what other trainers call their rows, and what to do with it
+OTHERS = {
+    "conversations": "ShareGPT's `conversations`: write `messages` with `role` and `content`",
+    "instruction": "Alpaca's `instruction` and `output`: write `messages` of the user and the assistant",
+    "completion": "`prompt` and `completion`: write `messages` of the user and the assistant",
+}
+
+
+def learnable(row: Row, tokenizer: Tokenizer) -> Example:
+    """A row with `text` (all of it carries loss) or `messages` (loss on what the assistant says)."""
+    if ("text" in row) == ("messages" in row):
+        raise PunaError(_neither(row, "either `text` or `messages`"))
+    return text_example(row, tokenizer) if "text" in row else chat_example(row, tokenizer)
+
+
+def text_example(row: Row, tokenizer: Tokenizer) -> Example:
+    """`text`, begun with BOS; every token after the first carries loss."""
+    text = row.get("text")
+    if not isinstance(text, str) or not text:
+        raise PunaError("text: must be a string that is not empty; mend or delete the line")
+    ids = [*([] if tokenizer.bos_id is None else [tokenizer.bos_id]), *tokenizer.encode(text)]
+    return Example((document(ids, [True] * len(ids)),))
+
+
+def chat_example(row: Row, tokenizer: Tokenizer) -> Example:
+    """`messages` (and `tools`) as the server renders them; loss on what the assistant says, up to and with its end of
+    turn, but for messages with OpenAI's `"weight": 0`."""
+    if "messages" not in row:
+        raise PunaError(_neither(row, "`messages`"))
+    messages = row["messages"]
+    if not isinstance(messages, list) or not messages:
+        raise PunaError("messages: must be a list that is not empty; mend or delete the line")
+    ids, counted = _marked(messages, row.get("tools"), tokenizer, 0)
+    if not any(counted):
+        raise PunaError("messages: no assistant message to learn from; add one, or delete the line")
+    return Example((document(ids, counted),))
+
+
+def preference_example(row: Row, tokenizer: Tokenizer) -> Example:
+    """`chosen` and `rejected` answers to one `prompt`, in this order, with loss on the answers alone.
+
+    The prompt is a text or messages, an answer a text or messages, which may repeat the prompt's; without `prompt` both
+    answers are whole chats that begin with the same messages. `tools` as in a chat.
+    """
+    for name in ("chosen", "rejected"):
+        if name not in row:
+            raise PunaError(f"{name}: missing; {_neither(row, '`prompt`, `chosen` and `rejected`')}")
+    answers = {name: _messages(row[name], name, "assistant") for name in ("chosen", "rejected")}
+    if "prompt" in row:
+        prompt = _messages(row["prompt"], "prompt", "user")
+        answers = {n: a[len(prompt) :] if a[: len(prompt)] == prompt else a for n, a in answers.items()}
+    else:
+        prompt = _common(answers["chosen"], answers["rejected"])
+        answers = {name: answer[len(prompt) :] for name, answer in answers.items()}
+        if not prompt:
+            raise PunaError("prompt: missing, and `chosen` and `rejected` begin with different messages")
+    if answers["chosen"] == answers["rejected"]:
+        raise PunaError("rejected: is the same as `chosen`; there is nothing to prefer: mend or delete the line")
+    documents = []
+    for name, answer in answers.items():
+        if not any(isinstance(message, Mapping) and message.get("role") == "assistant" for message in answer):
+            raise PunaError(f"{name}: no assistant message in it; mend or delete the line")
+        try:
+            ids, counted = _marked([*prompt, *answer], row.get("tools"), tokenizer, len(prompt))
+        except PunaError as error:
+            raise PunaError(f"prompt + {name}: {error}") from None
+        documents.append(document(ids, counted))
+    return Example(tuple(documents))
+
+
+def prompt_ids(row: Row, tokenizer: Tokenizer) -> list[int]:
+    """`messages` or `prompt` of a row that is to be answered, ready for generation."""
+    name = "messages" if "messages" in row else "prompt"
+    if name not in row:
+        raise PunaError(_neither(row, "`messages` or `prompt`"))
+    return tokenizer.render(_messages(row[name], name, "user"), _tools(row.get("tools")))
+
+
+def document(ids: Sequence[int], counted: Sequence[bool]) -> Document:
+    """From lists; the first token never counts, because nothing tells it."""
+    marks = np.array(counted, np.bool_)
+    marks[:1] = False
+    return Document(np.array(ids, np.uint32), marks)
+
+
+def _marked(messages: list[Any], tools: Any, tokenizer: Tokenizer, first: int) -> tuple[list[int], list[bool]]:
+    """The chat's ids, and which are said by the assistant in messages[first:]."""
+    tools = _tools(tools)
+    ids: list[int] = []
+    counted: list[bool] = []
+    _check(messages)
+    for end, message in enumerate(messages, 1):
+        if message["role"] != "assistant" or end <= first:
+            continue
+        if end == 1:
+            raise PunaError("messages[0].role: a chat to learn from begins with the user or the system")
+        prompt = tokenizer.render(messages[: end - 1], tools)
+        whole = tokenizer.render(messages[:end], tools, add_generation_prompt=False)
+        if whole[: len(prompt)] != prompt or prompt[: len(ids)] != ids:
+            raise PunaError(
+                f"messages[{end - 1}]: the chat template does not only append; such a chat can't be trained on"
+            )
+        learned = bool(message.get("weight", 1))
+        counted += [False] * (len(prompt) - len(ids)) + [learned] * (len(whole) - len(prompt))
+        ids = whole
+    return ids, counted
+
+
+def _check(messages: list[Any]) -> None:
+    """What the rendering would not say by field, or says of serving."""
+    for at, message in enumerate(messages):
+        if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
+            raise PunaError(f"messages[{at}]: each is an object with `role` and `content`")
+        content = message.get("content")
+        for place, part in enumerate(content if isinstance(content, list) else ()):
+            if isinstance(part, Mapping) and part.get("type") in PICTURES:
+                raise PunaError(
+                    f"messages[{at}].content[{place}]: a picture; puna can't train on pictures yet, take the row out"
+                )
+        if "weight" in message and (message["weight"] not in (0, 1) or message["role"] != "assistant"):
+            raise PunaError(f"messages[{at}].weight: 0 or 1, and of the assistant's messages alone")
+        if message["role"] == "assistant" and not content and not message.get("tool_calls"):
+            raise PunaError(f"messages[{at}].content: the assistant says nothing; give it words or tool_calls")
+
+
+def _tools(tools: Any) -> Any:
+    if tools is not None and not isinstance(tools, list):
+        raise PunaError(f"tools: must be a list of tool definitions, not a {type(tools).__name__}")
+    return tools
+
+
+def _messages(value: Any, name: str, role: str) -> list[Any]:
+    if isinstance(value, str) and value:
+        return [{"role": role, "content": value}]
+    if not isinstance(value, list) or not value:
+        raise PunaError(f"{name}: must be a text or a list of messages that is not empty; mend or delete the line")
+    return value
+
+
+def _common(one: list[Any], other: list[Any]) -> list[Any]:
+    same = 0
+    while same < min(len(one), len(other)) and one[same] == other[same]:
+        same += 1
+    return one[:same]
+
+
+def _neither(row: Row, wanted: str) -> str:
+    for name, advice in OTHERS.items():
+        if name in row:
+            return f"{name}: {advice}"
+    has = ", ".join(map(repr, row)) or "nothing"
+    return f"a row is an object with {wanted}, this has {has}; mend the line"

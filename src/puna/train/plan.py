@@ -1,0 +1,182 @@
+"""What a run will train, need and take, said before it begins. Legend: N predictions of a pass, V vocabulary."""
+
+import sys
+import time
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from puna.errors import PunaError
+from puna.model.memory import available_bytes
+from puna.train.loop import gradients
+from puna.train.loss import ROWS
+from puna.train.method import Batch, Example
+from puna.train.session import Session
+
+PROBE = 256  # predictions of the pass in which activations are counted
+KINDS = (  # what a parameter's name ends in or holds, in the order of asking
+    ("adapters", ("lora", "adapter", "magnitude")),
+    ("routers", (".router.",)),
+    ("experts", (".experts.",)),
+    ("shared experts", (".shared_expert.",)),
+    ("feed-forward", (".feed_forward.",)),
+    ("attention", (".self_attn.", ".cross_attn")),
+    ("norms", ("norm",)),
+    ("embedding", ("embed_tokens",)),
+    ("output", ("lm_head",)),
+    ("vision", ("vision", "projector")),
+)
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes. gradients: of a step, with the sums over its passes. work: logits, and what the backward part holds at
+    once. process: interpreter and libraries."""
+
+    weights: int
+    gradients: int
+    optimizer: int
+    activations: int
+    work: int
+    process: int
+
+    @property
+    def total(self) -> int:
+        """The most at once, forecast: gradients come as activations go, unless sums of earlier passes stay."""
+        return sum(asdict(self).values())
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run that has not begun."""
+
+    method: str
+    trainable: dict[str, int]  # parameters by kind
+    frozen: dict[str, int]
+    optimizers: dict[str, int]  # parameters by who steps them
+    memory: Memory
+    available: int  # bytes
+    steps: int
+    tokens: int  # predictions of the whole run
+    counted: int  # of the first step: those that carry loss (or pairs)
+    passes: int  # of the first step
+    seconds: float  # of the whole run
+    basis: str
+
+    def as_dict(self) -> dict[str, Any]:
+        """For scripts."""
+        return asdict(self) | {"memory_total": self.memory.total}
+
+
+def make_plan(session: Session) -> Plan:
+    """Count, forecast, and measure the first step: the session's model is not to be trained on afterwards. Raises
+    PunaError where the forecast doesn't fit."""
+    config, optimizer = session.config, session.optimizer
+    trainable, frozen = kinds(session)
+    owned = {who: sum(optimizer.parameters[name].numel() for name in names) for who, names in optimizer.groups.items()}
+    assert sum(trainable.values()) == sum(owned.values()), "every trainable parameter has one optimizer"
+    passes = session.passes(0)
+    memory = forecast(session, passes)
+    available = available_bytes(session.model.device)
+    if memory.total - memory.process - memory.weights > available:
+        raise PunaError(
+            f"needs {memory.total / 1e9:.1f} GB, {available / 1e9:.1f} GB are left: lower micro_tokens, or set "
+            "`recompute: true`, or train adapters"
+        )
+    session.model.train()
+    begun = time.perf_counter()
+    gradients(session, passes, config.schedule(0))
+    optimizer.step(config.schedule(0))
+    seconds = time.perf_counter() - begun
+    predictions = sum(sum(batch.lengths) for batch in passes)
+    where = f"{torch.get_num_threads()} threads" if session.model.device.type == "cpu" else "the GPU"
+    return Plan(
+        session.method.name, trainable, frozen, owned, memory, available, config.steps, predictions * config.steps,
+        sum(session.method.count(batch) for batch in passes), len(passes), seconds * config.steps,
+        f"the first step took {seconds:.2f} s on {where} for {predictions:,} tokens; the first is the slowest",
+    )  # fmt: skip
+
+
+def kinds(session: Session) -> tuple[dict[str, int], dict[str, int]]:
+    """Parameters by kind: those that train, and those that don't."""
+    found: tuple[dict[str, int], dict[str, int]] = {}, {}
+    for name, parameter in session.model.named_parameters():
+        kind = next((kind for kind, marks in KINDS if any(mark in name for mark in marks)), "other")
+        into = found[0 if parameter.requires_grad else 1]
+        into[kind] = into.get(kind, 0) + parameter.numel()
+    return found
+
+
+def forecast(session: Session, passes: list[Batch]) -> Memory:
+    """Bytes by part. Weights and optimizer are counted, activations too: in a small pass, scaled to the largest."""
+    model, optimizer = session.model, session.optimizer
+    parameters = list(model.parameters())
+    buffers = [tensor for tensor in model.buffers() if tensor.numel()]
+    trained = list(optimizer.parameters.values())
+    largest = max(sum(batch.lengths) for batch in passes)
+    probe = _probe(passes[0])
+    each = saved_bytes(session, probe) / sum(probe.lengths)
+    config, width = model.config, model.dtype.itemsize
+    activations = round(each * largest)
+    if session.config.recompute:
+        inputs = config.num_layers * config.hidden_size * width * largest
+        activations = inputs + activations // config.num_layers
+    widest = max(config.intermediate_size, config.expert_intermediate_size, config.hidden_size)
+    logits = min(ROWS, largest) * config.vocab_size * (2 * width + 8)
+    head = config.vocab_size * config.hidden_size * (4 + 2 * width)
+    summed = 4 * sum(p.numel() for p in trained) if len(passes) > 1 else 0
+    own = _size(trained)
+    return Memory(
+        weights=_size(parameters) + _size(buffers),
+        gradients=summed + (max(own - activations, 0) if not summed else 0),
+        optimizer=sum(_size(list(kinds.values())) for kinds in optimizer.state.values()),
+        activations=activations,
+        work=logits + head + 6 * largest * widest * width,
+        process=_process_bytes(),
+    )
+
+
+def _probe(batch: Batch) -> Batch:
+    chosen: list[Example] = []
+    for example in batch.examples:
+        chosen.append(example)
+        if sum(each.predictions for each in chosen) >= PROBE:
+            break
+    return Batch.of(chosen, batch.tokens_N.device)
+
+
+def saved_bytes(session: Session, batch: Batch) -> int:
+    """What the forward part of a pass keeps for the backward part and grows with the pass: not weights, nor what has
+    a weight's shape (the output matrix's gradient)."""
+    model = session.model
+    shapes = {p.shape for p in model.parameters()}
+    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    kept: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights and tensor.shape not in shapes:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    model.train()
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        loss = session.method.loss(model, batch)  # alive until here, so that no address comes twice
+    del loss
+    return sum(kept.values())
+
+
+def _size(tensors: list[Any]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def _process_bytes() -> int:
+    """Interpreter and libraries, as they are now: the resident size less nothing of the model's, which is counted."""
+    try:
+        with open("/proc/self/status") as file:
+            line = next(line for line in file if line.startswith("RssFile"))
+        return int(line.split()[1]) * 1024
+    except (OSError, StopIteration):
+        return 300_000_000 if sys.platform != "linux" else 0

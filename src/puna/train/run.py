@@ -1,0 +1,160 @@
+"""A whole run: from a base and a configuration to a folder that loads like any checkpoint."""
+
+import hashlib
+import json
+import os
+import platform
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from puna.checkpoint.hf_config import read_config, read_generation
+from puna.checkpoint.hub import resolve
+from puna.checkpoint.source import GenerationDefaults, load
+from puna.errors import PunaError
+from puna.model import Decoder
+from puna.text.tokenizer import Tokenizer, load_tokenizer
+from puna.train.card import write_card
+from puna.train.checkpoint import RunFolder
+from puna.train.config import TrainConfig
+from puna.train.curves import draw_curves
+from puna.train.evaluate import heldout_bits
+from puna.train.initialise import initialise
+from puna.train.loop import Evaluation, Progress, run
+from puna.train.method import Finished
+from puna.train.plan import Plan, make_plan
+from puna.train.read import data_files
+from puna.train.session import Session
+
+
+def train(
+    base: Path,
+    config: TrainConfig,
+    data: Path,
+    out: Path,
+    *,
+    resume: bool = False,
+    report: Callable[[Progress], None] = lambda _: None,
+    note: Callable[[str], None] = lambda _: None,
+    evaluations: Sequence[Evaluation] = (),
+) -> None:
+    """Train `base` by `config` on files in `data`; `out` ends with what the method saves, card, lineage and curves.
+
+    `base` is a checkpoint (a bundled name or hub id too), or a folder with config.json and a tokenizer and no weights
+    (then training begins from scratch). A run that is killed goes on from its last saved step with `resume`. Raises
+    PunaError for anything wrong with base, data or folder before the first step.
+    """
+    check_files(config, data)
+    name, base = _named(base)
+    model, tokenizer, generation = open_base(base, config)
+    folder = RunFolder(out, resume)
+    try:
+        torch.set_flush_denormal(True)  # softmax over a vocabulary is full of them, and they are slow
+        begun = time.time()
+        if config.heldout:
+            evaluations = (*evaluations, heldout_bits(data / config.heldout))
+        session = Session.of(model, tokenizer, config, data, cache_folder())
+        for sentence in session.order.notes():
+            note(sentence)
+        run(session, folder, evaluations, report, note)
+        model.eval()
+        session.routing.remove()
+        _finish(session, Finished(model, tokenizer, generation, name), out)
+        record = _lineage(name, base, config, data, model, time.time() - begun)
+        (out / "lineage.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        write_card(out, record)
+        draw_curves(out / "metrics.csv", out / "curves.png")
+    finally:
+        torch.set_flush_denormal(False)  # a setting of the whole thread, which others share
+        folder.close()
+
+
+def plan(base: Path, config: TrainConfig, data: Path, note: Callable[[str], None] = lambda _: None) -> Plan:
+    """What `train` would do and need, with one step really measured. Writes nothing but tokenised data. Raises
+    PunaError for what `train` would refuse."""
+    check_files(config, data)
+    model, tokenizer, _ = open_base(_named(base)[1], config)
+    if config.heldout:
+        heldout_bits(data / config.heldout)
+    session = Session.of(model, tokenizer, config, data, cache_folder())
+    for sentence in session.order.notes():
+        note(sentence)
+    return make_plan(session)
+
+
+def check_files(config: TrainConfig, data: Path) -> None:
+    """Raises PunaError where a source isn't there: told before a large base is loaded."""
+    for source in (source for stage in config.stages for source in stage.sources):
+        if not (data / source.file).exists():
+            raise PunaError(
+                f"{data / source.file}: no such data file; --data names one, or the folder of those in --config"
+            )
+
+
+def cache_folder() -> Path:
+    """Where tokenised data are kept: $PUNA_CACHE, or the user's cache folder."""
+    given = os.environ.get("PUNA_CACHE")
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return (Path(given) if given else home / "puna") / "tokenised"
+
+
+def _named(base: Path) -> tuple[str, Path]:
+    return base.name if base.exists() else str(base), resolve(base)
+
+
+def open_base(base: Path, config: TrainConfig) -> tuple[Decoder, Tokenizer, GenerationDefaults | None]:
+    """Weights (or first values for a shape without), tokenizer and sampling defaults. Raises PunaError."""
+    dtype = getattr(torch, config.dtype)
+    device = config.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    names = [p.name for p in base.iterdir()] if base.is_dir() else [base.name]
+    if any(name.endswith((".safetensors", ".gguf", ".pth", ".bin")) for name in names):
+        loaded = load(base, device, dtype)
+        model, tokenizer, generation = loaded.model, loaded.tokenizer, loaded.generation
+    elif "config.json" in names:
+        model = Decoder(read_config(base / "config.json"))
+        generation = read_generation(base / "generation_config.json", model.config)
+        initialise(model, config.seed)
+        model, tokenizer = model.to(device, dtype), load_tokenizer(base)
+    else:
+        raise PunaError(f"{base}: neither a checkpoint nor a folder with config.json to begin from")
+    if tokenizer is None:
+        raise PunaError(f"{base}: no tokenizer; put tokenizer.json or tokenizer.model beside config.json")
+    if tokenizer.vocab_size > model.config.vocab_size:
+        sizes = f"{tokenizer.vocab_size} ids, the model's vocabulary only {model.config.vocab_size}"
+        raise PunaError(f"{base}: the tokenizer has {sizes}")
+    return model, tokenizer, generation
+
+
+def _finish(session: Session, finished: Finished, out: Path) -> None:
+    new = out / ".finished"
+    shutil.rmtree(new, ignore_errors=True)
+    new.mkdir()
+    session.method.save(finished, new)
+    for file in new.iterdir():
+        os.replace(file, out / file.name)
+    new.rmdir()
+
+
+def _lineage(name: str, base: Path, config: TrainConfig, data: Path, model: Decoder, seconds: float) -> dict[str, Any]:
+    files = sorted({data / source.file for stage in config.stages for source in stage.sources})
+    return {
+        "base": {"name": name, "files": _hashes(sorted(p for p in ([base] if base.is_file() else base.iterdir())
+                                                            if p.is_file() and not p.name.startswith(".")))},
+        "data": _hashes([file for path in files for file in data_files(path)]),
+        "method": config.model_dump(),
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "compute": {"seconds_of_last_session": round(seconds), "threads": torch.get_num_threads(),
+                    "device": str(model.device), "machine": platform.machine(), "torch": torch.__version__},
+    }  # fmt: skip
+
+
+def _hashes(files: list[Path]) -> dict[str, str]:
+    found = {}
+    for file in files:
+        with file.open("rb") as handle:
+            found[file.name] = hashlib.file_digest(handle, "sha256").hexdigest()
+    return found

@@ -1,0 +1,176 @@
+"""A source's examples as token ids in flat arrays, checked row by row, and kept on disk by the hash of what made them.
+
+Legend: E examples, M documents, K tokens.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+import puna.text
+from puna.errors import PunaError
+from puna.text.sentencepiece_ import SentencePieceBackend
+from puna.text.tokenizer import Tokenizer
+from puna.train.examples import FIELDS
+from puna.train.method import Document, Example, Method
+from puna.train.read import Found, data_files, read_rows
+
+MOST_ERRORS = 20  # told at once
+_GROUP = 512  # rows that are tokenised together
+ARRAYS = ("tokens", "counted", "documents", "examples")
+
+
+@dataclass(frozen=True)
+class Tokenised:
+    """Examples of one source: example e has documents examples[e]..examples[e + 1], document m the tokens
+    documents[m]..documents[m + 1]."""
+
+    tokens: NDArray[np.uint32]  # [K]
+    counted: NDArray[np.bool_]  # [K]
+    documents: NDArray[np.int64]  # [M + 1]
+    examples: NDArray[np.int64]  # [E + 1]
+    extras: list[dict[str, Any]]  # [E], or empty where no example has any
+    unused: list[str]  # fields of rows that the method doesn't read
+    where: str  # the source
+
+    def __len__(self) -> int:
+        return len(self.examples) - 1
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """Tokens of each document [M]."""
+        return np.diff(self.documents)
+
+    def part(self, document: int, start: int, end: int) -> Document:
+        """Tokens start..end of a document, as one of its own."""
+        begin = int(self.documents[document])
+        counted = np.array(self.counted[begin + start : begin + end])
+        counted[:1] = False
+        return Document(np.asarray(self.tokens[begin + start : begin + end]), counted)
+
+    def example(self, index: int) -> Example:
+        """One, whole."""
+        first, last = int(self.examples[index]), int(self.examples[index + 1])
+        sizes = self.lengths[first:last]
+        parts = tuple(self.part(first + i, 0, int(size)) for i, size in enumerate(sizes))
+        return Example(parts, self.extras[index] if self.extras else {})
+
+
+def tokenise(path: Path, method: Method, tokenizer: Tokenizer, cache: Path | None) -> Tokenised:
+    """A source's rows by the method's reading of them; from `cache` where the same files were read before by the same
+    method, tokenizer and code.
+
+    Raises PunaError naming file, line and field of every bad row, up to 20.
+    """
+    if cache is None:
+        return _read(path, method, tokenizer)
+    key = hashlib.sha256(f"{method.name} {_hash_of_tokenizer(tokenizer)} {_hash_of_code()}".encode())
+    for file in data_files(path):
+        with file.open("rb") as handle:
+            key.update(hashlib.file_digest(handle, "sha256").digest() + file.suffix.encode())
+    folder = cache / key.hexdigest()[:32]
+    if not (folder / "facts.json").is_file():
+        _store(_read(path, method, tokenizer), folder)
+    return _load(folder, path)
+
+
+def _read(path: Path, method: Method, tokenizer: Tokenizer) -> Tokenised:
+    tokens: list[NDArray[np.uint32]] = []
+    counted: list[NDArray[np.bool_]] = []
+    sizes, counts, problems = [0], [0], []
+    extras: list[dict[str, Any]] = []
+    unused: dict[str, None] = {}
+    for found, outcome in _outcomes(path, method, tokenizer):
+        if isinstance(outcome, str):
+            problems.append(outcome)
+            if len(problems) >= MOST_ERRORS:
+                break
+            continue
+        unused |= {name: None for name in found.row or () if name not in FIELDS and name not in outcome.extra}
+        for document in outcome.documents:
+            tokens.append(document.tokens)
+            counted.append(document.counted)
+            sizes.append(len(document.tokens))
+        counts.append(len(outcome.documents))
+        extras.append(dict(outcome.extra))
+    if problems:
+        more = f"\n{path}: after {MOST_ERRORS} bad rows the rest was not read" if len(problems) >= MOST_ERRORS else ""
+        raise PunaError("\n".join(problems) + more)
+    return Tokenised(
+        np.concatenate(tokens), np.concatenate(counted), np.cumsum(sizes), np.cumsum(counts),
+        extras if any(extras) else [], list(unused), str(path),
+    )  # fmt: skip
+
+
+def _outcomes(path: Path, method: Method, tokenizer: Tokenizer) -> Iterator[tuple[Found, Example | str]]:
+    """Every row with its example, or with what is wrong. Threads, because tokenizers leave Python alone meanwhile."""
+
+    def made(found: Found) -> tuple[Found, Example | str]:
+        if found.row is None:
+            return found, f"{found.where}: {found.problem}"
+        try:
+            example = method.example(found.row, tokenizer)
+        except PunaError as error:
+            return found, f"{found.where}: {error}"
+        if not any(document.counted.any() for document in example.documents):
+            return found, f"{found.where}: nothing in it can be learned: one token, or no counted one; delete the line"
+        return found, example
+
+    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        for group in _groups(read_rows(path)):
+            yield from pool.map(made, group)
+
+
+def _groups(rows: Iterable[Found]) -> Iterator[list[Found]]:
+    source = iter(rows)
+    while group := list(islice(source, _GROUP)):
+        yield group
+
+
+def _store(read: Tokenised, folder: Path) -> None:
+    """Whole or not at all: another run may read the same folder."""
+    new = folder.with_name(f"{folder.name}.{os.getpid()}")
+    try:
+        new.mkdir(parents=True)
+        for name in ARRAYS:
+            np.save(new / f"{name}.npy", getattr(read, name))
+        (new / "facts.json").write_text(json.dumps({"extras": read.extras, "unused": read.unused}))
+        if not folder.exists():
+            new.rename(folder)
+    except OSError as error:
+        raise PunaError(f"{folder}: can't keep the tokenised data: {error.strerror}; set PUNA_CACHE") from None
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+
+
+def _load(folder: Path, path: Path) -> Tokenised:
+    facts = json.loads((folder / "facts.json").read_text())
+    arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in ARRAYS}
+    return Tokenised(**arrays, extras=facts["extras"], unused=facts["unused"], where=str(path))
+
+
+def _hash_of_tokenizer(tokenizer: Tokenizer) -> str:
+    backend = tokenizer.backend
+    spec = backend.tokenizer_json()
+    model = backend.model.serialize() if isinstance(backend, SentencePieceBackend) else json.dumps(spec).encode()
+    said = (sorted(tokenizer.control.items()), tokenizer.bos_id, tokenizer.generation, tokenizer.chat_template)
+    return hashlib.sha256(model + repr(said).encode()).hexdigest()
+
+
+def _hash_of_code() -> str:
+    """Of the sources that turn rows into ids, so that a newer version doesn't take an older one's reading."""
+    found = hashlib.sha256()
+    for folder in (*puna.text.__path__, str(Path(__file__).parent)):
+        for file in sorted(Path(folder).glob("*.py")):
+            found.update(file.read_bytes())
+    return found.hexdigest()
