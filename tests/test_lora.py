@@ -6,7 +6,7 @@ from torch import nn
 
 from puna.errors import PunaError
 from puna.model import Decoder
-from puna.model.adapt import DEFAULT, Lora, attach, kinds, switched_off, updates
+from puna.model.adapt import DEFAULT, Lora, attach, kinds, set_dropout, switched_off, updates
 from puna.model.feedforward import MixtureOfExperts
 from puna.model.frozen import FrozenLinear
 from puna.model.linear import Linear
@@ -122,7 +122,7 @@ def test_dropout_follows_the_seed_and_is_off_in_evaluation() -> None:
     model.train()
     results = []
     for seed in (1, 1, 2):
-        torch.manual_seed(seed)
+        set_dropout(model, seed)
         results.append(model(ids).detach())
     assert torch.equal(results[0], results[1])
     assert not torch.equal(results[0], results[2])

@@ -13,6 +13,7 @@ from puna.model.on_demand import OnDemandExperts
 from puna.model.packed import PackedEmbedding, PackedExperts, PackedFeedForward, PackedLinear
 from puna.model.quantized import Float8, Quantized, Weight, by_rows
 from puna.model.unpacked import BlockwiseExperts, BlockwiseLinear
+from puna.model.vision_packing import tower_weights
 
 Named = Iterator[tuple[str, Weight | list[Weight]]]
 
@@ -21,27 +22,41 @@ def named_weights(decoder: Decoder) -> Named:
     """Every weight, one by one: floats as they are, few bits as `Quantized` or `Float8`, their experts as lists."""
     config = decoder.config
     keys = config.num_kv_heads * config.head_dim
-    yield "embed_tokens.weight", _weight(decoder.embed_tokens)
+    yield "embed_tokens.weight", weight_of(decoder.embed_tokens)
     for at, block in enumerate(decoder.layers):
         assert isinstance(block, Block)
         name = f"layers.{at}."
-        yield f"{name}input_layernorm.weight", _weight(block.input_layernorm)
+        yield f"{name}input_layernorm.weight", weight_of(block.input_layernorm)
         yield from _attention(block.self_attn, [config.num_heads * config.head_dim, keys, keys], f"{name}self_attn.")
-        yield f"{name}post_attention_layernorm.weight", _weight(block.post_attention_layernorm)
+        yield f"{name}post_attention_layernorm.weight", weight_of(block.post_attention_layernorm)
         mixture = block.feed_forward
         if not isinstance(mixture, MixtureOfExperts):
             yield from _feed_forward(mixture, f"{name}feed_forward.")
             continue
-        yield f"{name}feed_forward.router.weight", _weight(mixture.router)
+        yield f"{name}feed_forward.router.weight", weight_of(mixture.router)
         for part, weight in zip(("gate_up", "down"), _experts(mixture.experts), strict=True):
             yield f"{name}feed_forward.experts.{part}_proj", weight
         yield from _feed_forward(mixture.shared_expert, f"{name}feed_forward.shared_expert.")
-    yield "norm.weight", _weight(decoder.norm)
+    yield "norm.weight", weight_of(decoder.norm)
     if decoder.lm_head is not None:
-        yield "lm_head.weight", _weight(decoder.lm_head)
+        yield "lm_head.weight", weight_of(decoder.lm_head)
+    for at, cross in enumerate(decoder.cross_layers or ()):
+        yield from _cross(cross, f"cross_layers.{at}.")
+    if decoder.vision is not None:
+        yield from tower_weights(decoder.vision)
 
 
-def _weight(module: nn.Module) -> Weight:
+def _cross(block: nn.Module, name: str) -> Named:
+    for part, weight in block.named_parameters():
+        if weight.ndim == 1:  # norms and gates
+            yield f"{name}{part}", weight.detach()
+    for part in "qkvo":
+        yield f"{name}cross_attn.{part}_proj.weight", weight_of(block.get_submodule(f"cross_attn.{part}_proj"))
+    yield from _feed_forward(block.get_submodule("feed_forward"), f"{name}feed_forward.")
+
+
+def weight_of(module: nn.Module) -> Weight:
+    """A layer's or embedding's weight, however it is held."""
     if isinstance(module, PackedLinear | PackedEmbedding):
         return module.packed.unpack()
     if isinstance(module, BlockwiseLinear):
@@ -63,21 +78,21 @@ def _blockwise(module: BlockwiseLinear) -> Weight:
 def _attention(attention: nn.Module, rows: Sequence[int], name: str) -> Named:
     fused = attention.qkv_proj
     if isinstance(fused, nn.Module):
-        for part, weight in zip("qkv", _split(_weight(fused), rows), strict=True):
+        for part, weight in zip("qkv", _split(weight_of(fused), rows), strict=True):
             yield f"{name}{part}_proj.weight", weight
     for part in "o" if fused is not None else "qkvo":
-        yield f"{name}{part}_proj.weight", _weight(attention.get_submodule(f"{part}_proj"))
+        yield f"{name}{part}_proj.weight", weight_of(attention.get_submodule(f"{part}_proj"))
 
 
 def _feed_forward(module: nn.Module, name: str) -> Named:
     if isinstance(module, PackedFeedForward):
-        both = _weight(module.gate_up_proj)
+        both = weight_of(module.gate_up_proj)
         for part, weight in zip(("gate", "up"), _split(both, [both.shape[0] // 2] * 2), strict=True):
             yield f"{name}{part}_proj.weight", weight
     else:
         for part in ("gate", "up"):
-            yield f"{name}{part}_proj.weight", _weight(module.get_submodule(f"{part}_proj"))
-    yield f"{name}down_proj.weight", _weight(module.get_submodule("down_proj"))
+            yield f"{name}{part}_proj.weight", weight_of(module.get_submodule(f"{part}_proj"))
+    yield f"{name}down_proj.weight", weight_of(module.get_submodule("down_proj"))
 
 
 def _experts(module: nn.Module) -> tuple[Weight | list[Weight], Weight | list[Weight]]:
@@ -85,14 +100,14 @@ def _experts(module: nn.Module) -> tuple[Weight | list[Weight], Weight | list[We
     if isinstance(module, Experts):
         return module.gate_up_proj.detach(), module.down_proj.detach()
     if isinstance(module, BlockwiseExperts):
-        return list(map(_weight, module.gate_up)), list(map(_weight, module.down))
+        return list(map(weight_of, module.gate_up)), list(map(weight_of, module.down))
     if isinstance(module, OnDemandExperts):
         parts = zip(*(_experts(module.make(expert)) for expert in range(module.count)), strict=True)
         gate_up, down = (_fused([one.T if isinstance(one, Tensor) else one for (one,) in ones]) for ones in parts)
         return gate_up, down
     assert isinstance(module, PackedExperts)
     pairs = [one for one in module.experts.children() if isinstance(one, PackedFeedForward)]
-    return _fused([_weight(one.gate_up_proj) for one in pairs]), _fused([_weight(one.down_proj) for one in pairs])
+    return _fused([weight_of(one.gate_up_proj) for one in pairs]), _fused([weight_of(one.down_proj) for one in pairs])
 
 
 def _fused(experts: list[Weight]) -> Weight | list[Weight]:

@@ -13,7 +13,7 @@ from puna.model.decoder import Block, Decoder
 from puna.model.feedforward import Experts, FeedForward, MixtureOfExperts
 from puna.model.frozen import FrozenLinear
 from puna.model.linear import Embedding, Linear
-from puna.model.lora import LoRAExperts, LoRALinear, PairedExperts, TiedHead, Update
+from puna.model.lora import Dropout, LoRAExperts, LoRALinear, PairedExperts, TiedHead, Update
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 FEED_FORWARD = ("gate_proj", "up_proj", "down_proj")
@@ -68,8 +68,10 @@ def attach(decoder: Decoder, lora: Lora, seed: int) -> tuple[str, ...]:
             names += [f"{path}.{part}_proj" for part in shapes]
         elif path.rpartition(".")[2] in wanted:
             assert isinstance(module, Linear | FrozenLinear | TiedHead), "training takes layers that are not packed"
-            dropout = 0.0 if path.endswith(".router") else lora.dropout  # in PEFT a parameter, for which it knows none
-            layer = LoRALinear(module, _shape(module), lora.rank, lora.scale, dropout, decoder.dtype, lora.dora)
+            # in PEFT a router is a parameter, for which it knows no dropout
+            drops = lora.dropout > 0 and not path.endswith(".router")
+            dropout = Dropout(lora.dropout, len(names)) if drops else None
+            layer = LoRALinear(module, _shape(module), lora.rank, lora.scale, decoder.dtype, dropout, lora.dora)
             names.append(f"{path}.weight")
         else:
             continue
@@ -105,6 +107,13 @@ def set_updates(decoder: Decoder, given: Mapping[str, Update]) -> None:
                     mine.copy_(theirs)
                 elif mine is not theirs:
                     raise PunaError(f"the adapter's update of {name} is of another rank or kind than the run's")
+
+
+def set_dropout(decoder: Decoder, seed: int) -> None:
+    """Which inputs the updates' dropout takes out from now on."""
+    for module in decoder.modules():
+        if isinstance(module, LoRALinear) and module.dropout is not None:
+            module.dropout.seed = seed
 
 
 @contextmanager
@@ -155,7 +164,8 @@ def _end(path: str) -> str:
 def _layers(decoder: Decoder) -> Iterator[tuple[str, nn.Module]]:
     """Every layer that can have an update, by its path."""
     for at, block in enumerate(decoder.layers):
-        assert isinstance(block, Block)
+        if not isinstance(block, Block):
+            continue  # a layer that looks at pictures
         assert isinstance(block.self_attn, Attention)
         for name in ATTENTION:
             yield f"layers.{at}.self_attn.{name}", block.self_attn.get_submodule(name)

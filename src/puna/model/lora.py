@@ -18,6 +18,7 @@ from puna.model.elementwise import silu_mul
 from puna.model.feedforward import Experts
 from puna.model.frozen import FrozenLinear
 from puna.model.linear import Embedding, Linear
+from puna.model.packed import PackedEmbedding
 
 
 @dataclass(frozen=True)
@@ -36,10 +37,14 @@ class Update:
             return self.a.shape[0], self.a.shape[2], self.b.shape[1]
         return self.b.shape[0], self.a.shape[1]
 
-    def merged(self, weight: Tensor) -> Tensor:
-        """The changed weight, in float32."""
+    def changed(self, weight: Tensor) -> Tensor:
+        """weight + scale * b @ a, in float32."""
         change = self.scale * (self.b.float() @ self.a.float())
-        whole = weight.float() + (change.mT if change.dim() == 3 else change)
+        return weight.float() + (change.mT if change.dim() == 3 else change)
+
+    def merged(self, weight: Tensor) -> Tensor:
+        """The weight as the adapter has it, in float32."""
+        whole = self.changed(weight)
         if self.magnitude is None:
             return whole
         return whole * (self.magnitude.float() / torch.linalg.norm(whole, dim=1))[:, None]
@@ -48,14 +53,14 @@ class Update:
 class TiedHead(nn.Module):
     """The embedding as the output layer, so that the one can have an update and the other not."""
 
-    def __init__(self, embedding: Embedding) -> None:
+    def __init__(self, embedding: Embedding | PackedEmbedding) -> None:
         super().__init__()
         self._embedding = (embedding,)  # not a submodule: its weight has its name already
 
     @property
     def weight(self) -> Tensor:
-        """[V, D]."""
-        return self._embedding[0].weight
+        """[V, D], where it is not packed."""
+        return self._embedding[0].get_parameter("weight")
 
     def forward(self, x: Tensor) -> Tensor:
         return self._embedding[0].project(x)
@@ -65,11 +70,26 @@ Layers = Iterable[Callable[[Tensor], Tensor]]
 Base = Linear | FrozenLinear | TiedHead
 
 
+@dataclass
+class Dropout:
+    """Zeroes a share of the inputs, the same ones whenever the seed is the same: a pass that is computed again, and a
+    run that is resumed, drop what was dropped. The seed is set for each pass; `layer` tells layers apart."""
+
+    share: float
+    layer: int
+    seed: int = 0
+
+    def __call__(self, x: Tensor) -> Tensor:
+        generator = torch.Generator(x.device).manual_seed((self.seed * 1_000_003 + self.layer) % 2**63)
+        kept = torch.rand(x.shape, generator=generator, device=x.device) >= self.share
+        return x * kept / (1 - self.share)
+
+
 class LoRALinear(nn.Module):
     """A frozen linear layer with a trainable update. `enabled` False: the base alone."""
 
-    def __init__(self, base: Base, shape: tuple[int, int], rank: int, scale: float, dropout: float, dtype: torch.dtype,
-                 dora: bool = False) -> None:  # fmt: skip
+    def __init__(self, base: Base, shape: tuple[int, int], rank: int, scale: float, dtype: torch.dtype,
+                 dropout: Dropout | None = None, dora: bool = False) -> None:  # fmt: skip
         super().__init__()
         outputs, inputs = shape
         self.base, self.scale, self.dropout, self.enabled = base, scale, dropout, True
@@ -104,7 +124,7 @@ class LoRALinear(nn.Module):
         result: Tensor = self.base(x)
         if not self.enabled:
             return result
-        dropped = F.dropout(x, self.dropout, self.training) if self.dropout else x
+        dropped = self.dropout(x) if self.dropout and self.training else x
         change = F.linear(F.linear(dropped, self.lora_A), self.lora_B) * self.scale
         if self.magnitude is None:
             return result + change
