@@ -52,7 +52,7 @@ def edit_json(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
         (lambda c: c.update(num_key_value_heads=3), ["impossible", "num_kv_heads"]),
         (lambda c: c.update(rms_norm_eps=[]), ["rms_norm_eps must be a number"]),
         (lambda c: c.update(architectures=["MistralForCausalLM"]), ["MistralForCausalLM", "Supported"]),
-        (lambda c: c.update(architectures=["MllamaForConditionalGeneration"]), ["Vision", "not supported yet"]),
+        (lambda c: c.update(architectures=["MllamaForConditionalGeneration"]), ["text_config is missing"]),
         (lambda c: c.update(architectures="Llama"), ["architectures must be a list"]),
         (lambda c: c.update(quantization_config={"quant_method": "gptq"}), ["gptq", "not supported", "compressed-te"]),
         (lambda c: c.update(attention_bias=True), ["attention_bias", "biases"]),

@@ -9,10 +9,13 @@ from typing import Any
 
 import torch
 
+from puna.checkpoint.hf_vision import cross_attention_before, read_llama4_vision, read_llama32_vision, write_vision
 from puna.checkpoint.source import GenerationDefaults
 from puna.checkpoint.validate import Fields, read_json
 from puna.errors import PunaError
 from puna.family.config import AttentionTemperature, ModelConfig, RopeScaling
+from puna.family.llama23 import LONG
+from puna.family.vision import Llama32Vision
 
 _BY_MODEL_TYPE = {
     "llama": "LlamaForCausalLM",
@@ -20,7 +23,8 @@ _BY_MODEL_TYPE = {
     "llama4": "Llama4ForConditionalGeneration",
     "mllama": "MllamaForConditionalGeneration",
 }
-_SUPPORTED = ("LlamaForCausalLM", "Llama4ForCausalLM", "Llama4ForConditionalGeneration")
+_SUPPORTED = tuple(_BY_MODEL_TYPE.values())
+_SEEING = ("Llama4ForConditionalGeneration", "MllamaForConditionalGeneration")
 
 
 def read_config(path: Path) -> ModelConfig:
@@ -32,12 +36,14 @@ def read_config(path: Path) -> ModelConfig:
     top = Fields(read_json(path), path)
     architecture = _architecture(top)
     fields = top
-    if architecture == "Llama4ForConditionalGeneration":
+    if architecture in _SEEING:
         section = top.section("text_config")
         if section is None:
             raise top.error("text_config", "is missing")
         fields = section
     try:
+        if architecture == "MllamaForConditionalGeneration":
+            return _llama32_vision(fields, top)
         return _llama(fields) if architecture == "LlamaForCausalLM" else _llama4(fields, top)
     except ValueError as error:
         raise PunaError(
@@ -51,8 +57,6 @@ def _architecture(top: Fields) -> str:
         raise top.error("architectures", f"must be a list of names, not {listed!r}")
     model_type = top.text("model_type")
     name = listed[0] if listed else _BY_MODEL_TYPE.get(model_type or "", model_type)
-    if name == "MllamaForConditionalGeneration":
-        raise PunaError(f"{top.path}: Llama 3.2 Vision is not supported yet. Load a text model or Llama 4.")
     if name not in _SUPPORTED:
         raise PunaError(
             f"{top.path}: architecture {name!r} is not of this family. Choose another checkpoint. "
@@ -101,6 +105,18 @@ def _llama(fields: Fields) -> ModelConfig:
     )
 
 
+def _llama32_vision(text: Fields, top: Fields) -> ModelConfig:
+    """The layers of the text model are those that are left without the cross-attention layers."""
+    usual = {"vocab_size": 128_256, "hidden_size": 4096, "num_hidden_layers": 40, "num_attention_heads": 32,
+             "num_key_value_heads": 8, "intermediate_size": 14_336, "max_position_embeddings": LONG,
+             "rope_theta": 500_000.0, "rms_norm_eps": 1e-5, "bos_token_id": 128_000, "eos_token_id": 128_001,
+             "pad_token_id": 128_004}  # fmt: skip
+    cross = len(cross_attention_before(text))
+    filled = usual | {key: value for key, value in text.values.items() if value is not None}
+    config = _llama(Fields(filled | {"num_hidden_layers": filled["num_hidden_layers"] - cross}, text.path, text.prefix))
+    return config.with_(vision=read_llama32_vision(top, text))
+
+
 def _llama4(fields: Fields, top: Fields) -> ModelConfig:
     common = _common(fields, theta=500_000.0, eps=1e-5)
     for key, name in (("bos_token_id", "bos_token_id"), ("pad_token_id", "pad_token_id")):
@@ -129,6 +145,7 @@ def _llama4(fields: Fields, top: Fields) -> ModelConfig:
         attention_chunk_size=_chunk_size(fields, nope, layers),
         attention_temperature=temperature if fields.flag("attn_temperature_tuning", True) else None,
         qk_norm=fields.flag("use_qk_norm", True),
+        vision=read_llama4_vision(top) if top is not fields else None,
         **common,
     )
 
@@ -205,6 +222,23 @@ def write_config(config: ModelConfig, dtype: torch.dtype) -> dict[str, Any]:
 
     Raises PunaError where the architecture's Hugging Face class cannot express the shape.
     """
+    if config.vision is None:
+        return _write_text(config, dtype)
+    text = _write_text(config, dtype)
+    top, vision = write_vision(config.vision)
+    own = {key: text.pop(key) for key in ("dtype", "torch_dtype")}
+    text.pop("architectures")
+    if isinstance(config.vision, Llama32Vision):
+        if config.head_dim * config.num_heads != config.hidden_size:
+            raise PunaError("Llama 3.2 Vision's config.json knows no head_dim beside hidden_size / num_heads.")
+        places = list(config.vision.cross_attention_layers())
+        text |= {"model_type": "mllama_text_model", "cross_attention_layers": places,
+                 "num_hidden_layers": config.num_layers + len(places)}  # fmt: skip
+    ends = {key: text[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id", "tie_word_embeddings")}
+    return {**top, **own, **ends, "text_config": text, "vision_config": vision}
+
+
+def _write_text(config: ModelConfig, dtype: torch.dtype) -> dict[str, Any]:
     eos = config.eos_token_ids
     name = str(dtype).removeprefix("torch.")
     fields: dict[str, Any] = {

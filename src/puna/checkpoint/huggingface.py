@@ -12,12 +12,14 @@ from torch import Tensor
 
 from puna.checkpoint.compressed_config import read_quantisation
 from puna.checkpoint.hf_config import read_config, read_generation
+from puna.checkpoint.hf_vision import is_tower, layer_name, tower_name
 from puna.checkpoint.safetensors_read import SafetensorsFile
 from puna.checkpoint.source import GenerationDefaults
-from puna.checkpoint.stored import Plain, collect
+from puna.checkpoint.stored import FirstRows, Plain, collect
 from puna.checkpoint.validate import read_json, weights_file
 from puna.errors import PunaError
 from puna.family.config import ModelConfig
+from puna.family.vision import Llama32Vision
 from puna.model.quantized import Weight, stacked
 from puna.text.tokenizer import Tokenizer
 
@@ -26,16 +28,18 @@ EMBEDDING_IS_HEAD = {"puna.embedding": "lm_head.weight"}
 INDEX = "model.safetensors.index.json"
 _TEXT = re.compile(r"(?:language_model\.model\.|model\.language_model\.|model\.)(.*)")
 _HEAD = {"lm_head.weight", "language_model.lm_head.weight"}
-_VISION = re.compile(r"(model\.)?(vision_model|multi_modal_projector|vision_tower)\.")
 _SPLIT = re.compile(r"(layers\.\d+\.feed_forward\.experts)\.(\d+)\.(gate|up|down)_proj\.weight")
 
 
 class HuggingFaceSource:
-    """A folder written by transformers' `save_pretrained`, or one with the same contents (see `Source`)."""
+    """A folder written by transformers' `save_pretrained`, or one with the same contents (see `Source`).
+
+    text_only: leave out what a model needs for pictures.
+    """
 
     format = "safetensors"
 
-    def __init__(self, folder: Path, file: Path | None = None) -> None:
+    def __init__(self, folder: Path, file: Path | None = None, text_only: bool = False) -> None:
         self.path = folder
         self.config: ModelConfig = read_config(folder / "config.json")
         self.generation: GenerationDefaults = read_generation(folder / "generation_config.json", self.config)
@@ -46,6 +50,12 @@ class HuggingFaceSource:
         contents = collect(self._files, read_quantisation(folder / "config.json"))
         self._weights, self._notes = contents.weights, list(contents.notes)
         self.packed_notes = contents.packed_notes
+        self._vision = self.config.vision  # whether it is loaded or not
+        if self._vision is not None and not any(map(is_tower, self._weights)):
+            self._notes.append("The weights hold no vision tower, though the configuration has one: text only.")
+            text_only = True
+        if text_only:
+            self.config = self.config.with_(vision=None)
         self._name_tensors()
         self._settle_head()
 
@@ -97,18 +107,10 @@ class HuggingFaceSource:
         for stored in self._weights:
             if stored.endswith("rotary_emb.inv_freq"):
                 continue  # a buffer of old transformers versions, computed from the config
-            if _VISION.match(stored):
+            name = self._name(stored)
+            if name.startswith(("vision.", "cross_layers.")) and self.config.vision is None:
                 vision.append(stored)
                 continue
-            match = _TEXT.fullmatch(stored)
-            if stored in _HEAD:
-                name = "lm_head.weight"
-            elif match:
-                name = match[1]
-                if self.config.architecture == "llama":
-                    name = re.sub(r"^(layers\.\d+)\.mlp\.", r"\1.feed_forward.", name)
-            else:
-                name = stored
             if split := _SPLIT.fullmatch(name):
                 self._split.setdefault(split[1], {})[int(split[2]), split[3]] = stored
                 continue
@@ -118,7 +120,26 @@ class HuggingFaceSource:
         if vision:
             count = sum(math.prod(self._weights[stored].shape) for stored in vision)
             self._notes.append(f"Left out {len(vision)} vision tensors ({count:,} parameters): this load is text only.")
+        embedding = self._stored.get("embed_tokens.weight")
+        if embedding and isinstance(self._vision, Llama32Vision) and self.config.vision is None:
+            self._weights[embedding] = FirstRows(self._weights[embedding], self.config.vocab_size)
         self._check_split()
+
+    def _name(self, stored: str) -> str:
+        """The decoder's name of a stored tensor; its own where the decoder has no such tensor."""
+        if is_tower(stored):
+            return tower_name(stored)
+        match = _TEXT.fullmatch(stored)
+        if stored in _HEAD:
+            return "lm_head.weight"
+        if match is None:
+            return stored
+        name = match[1]
+        if isinstance(self._vision, Llama32Vision):
+            name = layer_name(name, self._vision)
+        if self.config.architecture == "llama":
+            name = re.sub(r"^((?:cross_)?layers\.\d+)\.mlp\.", r"\1.feed_forward.", name)
+        return name
 
     def _check_split(self) -> None:
         for prefix, parts in self._split.items():
@@ -212,7 +233,7 @@ class HuggingFaceSource:
     def is_plain(self, name: str) -> bool:
         """Whether a tensor is stored in floats, so that `read_rows` gives them as they are."""
         if name in self._stored:
-            return isinstance(self._weights[self._stored[name]], Plain)
+            return isinstance(self._weights[self._stored[name]], Plain | FirstRows)
         prefix, kinds = self._experts(name)
         stored = (stored for (_, kind), stored in self._split[prefix].items() if kind in kinds)
         return all(isinstance(self._weights[each], Plain) for each in stored)

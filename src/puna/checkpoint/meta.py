@@ -29,7 +29,7 @@ class MetaSource:
 
     format = "meta"
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, text_only: bool = False) -> None:
         self.path = folder
         params = folder / "params.json"
         if not params.is_file():

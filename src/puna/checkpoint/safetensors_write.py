@@ -14,6 +14,7 @@ from torch import Tensor
 
 from puna.checkpoint.compressed_write import CompressedWriter
 from puna.checkpoint.hf_config import write_config
+from puna.checkpoint.hf_vision import stored_name
 from puna.checkpoint.huggingface import EMBEDDING_IS_HEAD, INDEX
 from puna.checkpoint.named import named_weights
 from puna.checkpoint.safetensors_read import BITS, DTYPES
@@ -89,11 +90,11 @@ def write_weights(
 
 def hf_name(name: str, config: ModelConfig) -> str:
     """The decoder's tensor name as Hugging Face stores it."""
-    if name.startswith("lm_head."):
-        return name
     if config.architecture == "llama":
         name = name.replace(".feed_forward.", ".mlp.")
-    return f"model.{name}"
+    if config.vision is not None:
+        return stored_name(name, config)
+    return name if name.startswith("lm_head.") else f"model.{name}"
 
 
 @contextmanager

@@ -103,18 +103,19 @@ class Loaded:
     notes: tuple[str, ...] = ()
 
 
-def open_source(path: str | Path) -> Source:
+def open_source(path: str | Path, text_only: bool = False) -> Source:
     """Open a checkpoint on disk, recognising its format by what lies there.
 
+    text_only: leave out a model's tower and whatever else it needs for pictures, as a note says then.
     Raises PunaError where nothing is recognised or the header is wrong.
     """
     path = Path(path)
     if not path.exists():
         raise PunaError(f"{path} does not exist. Give a checkpoint's file or folder.")
-    return _open_folder(path) if path.is_dir() else _open_file(path)
+    return _open_folder(path, text_only) if path.is_dir() else _open_file(path, text_only)
 
 
-def _open_file(path: Path) -> Source:
+def _open_file(path: Path, text_only: bool) -> Source:
     if path.suffix == ".gguf" or _starts_with(path, b"GGUF"):
         from puna.checkpoint.gguf_read import GGUFSource
 
@@ -122,11 +123,11 @@ def _open_file(path: Path) -> Source:
     if path.name.endswith((".safetensors", ".safetensors.index.json")):
         from puna.checkpoint.huggingface import HuggingFaceSource
 
-        return HuggingFaceSource(path.parent, path)
+        return HuggingFaceSource(path.parent, path, text_only)
     if path.suffix == ".pth":
         from puna.checkpoint.meta import MetaSource
 
-        return MetaSource(path.parent)
+        return MetaSource(path.parent, text_only)
     if path.suffix == ".bin" and not _starts_with(path, b"PK"):
         from puna.checkpoint.llama2c import Llama2cSource
 
@@ -139,21 +140,21 @@ def _open_file(path: Path) -> Source:
     raise PunaError(f"{path} is in no known checkpoint format. {hint}")
 
 
-def _open_folder(folder: Path) -> Source:
+def _open_folder(folder: Path, text_only: bool) -> Source:
     names = sorted(entry.name for entry in folder.iterdir())
     if any(name.endswith((".safetensors", ".safetensors.index.json")) for name in names):
         if "adapter_config.json" in names and "config.json" not in names:
             raise PunaError(f"{folder} holds an adapter, not a whole model. Load the base model that it names.")
         from puna.checkpoint.huggingface import HuggingFaceSource
 
-        return HuggingFaceSource(folder)
+        return HuggingFaceSource(folder, text_only=text_only)
     if any(name.startswith("consolidated.") and name.endswith(".pth") for name in names) or "params.json" in names:
         from puna.checkpoint.meta import MetaSource
 
-        return MetaSource(folder)
+        return MetaSource(folder, text_only)
     files = [folder / name for name in names if name.endswith((".gguf", ".bin"))]
     if len(files) == 1:
-        return _open_file(files[0])
+        return _open_file(files[0], text_only)
     if files:
         raise PunaError(f"{folder} holds {len(files)} checkpoints ({files[0].name}, {files[1].name}, ...). Name one.")
     raise PunaError(

@@ -75,6 +75,32 @@ class Plain:
         return self.read()
 
 
+@dataclass(frozen=True)
+class FirstRows:
+    """The first rows of a stored tensor of floats: the others are for pictures."""
+
+    whole: Stored
+    rows: int
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        rows, *others = self.whole.shape
+        return min(rows, self.rows), *others
+
+    @property
+    def where(self) -> str:
+        return self.whole.where
+
+    def read(self) -> Tensor:
+        return self.whole.read_rows(0, self.rows)
+
+    def read_rows(self, start: int, stop: int) -> Tensor:
+        return self.whole.read_rows(start, stop)
+
+    def read_packed(self) -> Tensor:
+        return self.read()
+
+
 class Compressed:
     """A module's weight [N, K] in few bits. Raises PunaError where its tensors are not what the scheme says."""
 

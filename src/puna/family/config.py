@@ -85,6 +85,8 @@ class ModelConfig:
                 raise ValueError(f"{name} names layers {bad} of a model with {self.num_layers} layers")
         if self.moe_layers and (self.num_experts < 1 or self.expert_intermediate_size < 1):
             raise ValueError("moe_layers needs num_experts and expert_intermediate_size")
+        if self.tie_word_embeddings and isinstance(self.vision, Llama32Vision):
+            raise ValueError("Llama 3.2 Vision reads more tokens than it writes: its embeddings can't be tied")
         if not 1 <= self.num_experts_per_token <= max(1, self.num_experts):
             raise ValueError(f"num_experts_per_token {self.num_experts_per_token} of {self.num_experts} experts")
         if self.attention_chunk_size is not None and self.attention_chunk_size < 1:

@@ -26,6 +26,14 @@ class Llama4Vision:
     layer_norm_eps: float = 1e-5
     image_token_id: int = 200_092  # `<|patch|>`: each one's embedding is replaced by one output of the tower
 
+    def __post_init__(self) -> None:
+        _check(self)
+        side = self.tile_side // self.patch_side
+        if self.pixel_shuffle < 1 or side % self.pixel_shuffle:
+            raise ValueError(f"{side} patches a side of a tile can't be put together by {self.pixel_shuffle}")
+        if self.hidden_size // self.num_heads % 4:
+            raise ValueError(f"a tower's heads of {self.hidden_size // self.num_heads} can't turn by row and column")
+
     @property
     def patches(self) -> int:
         """Patches in one tile, without the class token."""
@@ -70,6 +78,12 @@ class Llama32Vision:
     # the first picture read all pictures, padding tiles included (its issue 39379).
     reference: Literal["meta", "transformers"] = "meta"
 
+    def __post_init__(self) -> None:
+        _check(self)
+        last = self.num_layers - (self.reference == "transformers")
+        if any(not 0 <= layer <= last for layer in self.intermediate_layers):
+            raise ValueError(f"intermediate layers {self.intermediate_layers} of a tower with {self.num_layers} layers")
+
     @property
     def patches(self) -> int:
         """Patches in one tile, without the class token."""
@@ -93,6 +107,16 @@ class Llama32Vision:
     def cross_attention_layers(self) -> tuple[int, ...]:
         """Positions of the cross-attention layers in Hugging Face's numbering, which counts them among the layers."""
         return tuple(layer + i for i, layer in enumerate(self.cross_attention_before))
+
+
+def _check(vision: Llama4Vision | Llama32Vision) -> None:
+    for name in ("hidden_size", "num_layers", "num_heads", "intermediate_size", "tile_side", "patch_side", "max_tiles"):
+        if getattr(vision, name) < 1:
+            raise ValueError(f"the tower's {name} must be positive, not {getattr(vision, name)}")
+    if vision.hidden_size % vision.num_heads:
+        raise ValueError(f"the tower's width {vision.hidden_size} is not a multiple of its {vision.num_heads} heads")
+    if vision.tile_side % vision.patch_side:
+        raise ValueError(f"tiles of {vision.tile_side} pixels don't divide into patches of {vision.patch_side}")
 
 
 LLAMA_4_VISION = Llama4Vision()

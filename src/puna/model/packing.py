@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from puna.errors import PunaError
 from puna.model.attention import Attention
+from puna.model.cross_attention import CrossBlock
 from puna.model.decoder import Block, Decoder
 from puna.model.feedforward import Experts, FeedForward, MixtureOfExperts
 from puna.model.linear import Embedding, Linear
@@ -19,6 +20,7 @@ from puna.model.on_demand import ExpertCache, OnDemand, OnDemandExperts, held_by
 from puna.model.packed import PLACES, PackedEmbedding, PackedExperts, PackedFeedForward, PackedLinear, packable
 from puna.model.quantized import Float8, Quantized, Weight, Words, plain, quantize, stacked
 from puna.model.unpacked import BlockwiseExperts, BlockwiseLinear
+from puna.model.vision_packing import fill_tower
 
 Read = Callable[[str], Weight | Sequence[Weight]]
 
@@ -78,7 +80,23 @@ class Packer:
             elif isinstance(block.feed_forward, FeedForward):
                 block.feed_forward = self._feed_forward(block.feed_forward, f"{name}feed_forward.")
         self._assign(decoder.norm, self._weight("norm.weight", None))
+        for at, cross in enumerate(decoder.cross_layers or ()):
+            assert isinstance(cross, CrossBlock)
+            self._cross(cross, f"cross_layers.{at}.")
+        if decoder.vision is not None:
+            fill_tower(decoder.vision, lambda name: self._weight(name, None), self.dtype, self.device)
         self._routed(mixtures)
+
+    def _cross(self, block: CrossBlock, name: str) -> None:
+        for part in [part for part, weight in block.named_parameters() if weight.ndim == 1]:  # norms and gates
+            owner, _, own = part.rpartition(".")
+            weight = self._weight(f"{name}{part}", None)
+            setattr(block.get_submodule(owner), own, _constant(plain(weight).to(self.dtype)))
+        for projection in ("q_proj", "k_proj", "v_proj", "o_proj"):
+            weight = self._weight(f"{name}cross_attn.{projection}.weight", self.bits)
+            setattr(block.cross_attn, projection, self._linear(weight))
+        assert isinstance(block.feed_forward, FeedForward)
+        block.feed_forward = self._feed_forward(block.feed_forward, f"{name}feed_forward.")
 
     def _attention(self, attention: Attention, name: str) -> None:
         parts = [self._weight(f"{name}{part}_proj.weight", self.bits) for part in "qkv"]
@@ -105,13 +123,13 @@ class Packer:
     def _routed(self, mixtures: dict[int, MixtureOfExperts]) -> None:
         cache = self._cache(mixtures)
         for layer, mixture in mixtures.items():
-            name = f"layers.{layer}.feed_forward.experts."
+            name = _experts_of(layer)
             if cache is None:
                 gate_up, down = (self._experts(f"{name}{part}_proj") for part in ("gate_up", "down"))
                 mixture.experts = self._together(gate_up, down)
             else:
                 count = len(mixture.experts.get_parameter("down_proj"))
-                mixture.experts = OnDemandExperts(cache, layer, count, partial(self._one, name))
+                mixture.experts = OnDemandExperts(cache, layer, count, partial(self.one, layer))
 
     def _cache(self, mixtures: dict[int, MixtureOfExperts]) -> ExpertCache | None:
         """Where the experts don't fit: what holds some of them."""
@@ -121,7 +139,7 @@ class Packer:
         fused = [mixture.experts.get_parameter("gate_up_proj") for mixture in mixtures.values()]
         if sum(1.5 * part.numel() for part in fused) * self.dtype.itemsize <= room:
             return None
-        ones = [held_bytes(self._one(f"layers.{layer}.feed_forward.experts.", 0)) for layer in mixtures]
+        ones = [held_bytes(self.one(layer, 0)) for layer in mixtures]
         if sum(one * len(part) for one, part in zip(ones, fused, strict=True)) <= room:
             return None
         if max(ones) > room:
@@ -131,10 +149,10 @@ class Packer:
             )
         return ExpertCache(room)
 
-    def _one(self, name: str, expert: int) -> nn.Module:
-        """One expert, packed as it would be beside the others."""
+    def one(self, layer: int, expert: int) -> nn.Module:
+        """One expert of a layer, packed as it would be beside the others."""
         assert self._on_demand is not None
-        read = self._on_demand.read
+        read, name = self._on_demand.read, _experts_of(layer)
         gate_up, down = ([self._brought(read(f"{name}{part}_proj", expert), self.bits)] for part in ("gate_up", "down"))
         return self._together(gate_up, down)
 
@@ -204,6 +222,10 @@ def requantized(weight: Weight, bits: int) -> Quantized:
     if isinstance(weight, Quantized) and weight.bits < bits:
         return Quantized(bits, weight.values, weight.scales, weight.group)
     return quantize(plain(weight), bits)
+
+
+def _experts_of(layer: int) -> str:
+    return f"layers.{layer}.feed_forward.experts."
 
 
 def _constant(tensor: Tensor) -> nn.Parameter:
