@@ -9,8 +9,10 @@ from puna.checkpoint.rehearsal import rehearse
 from puna.engine import load
 from puna.engine.forecast import Needs, cache_bytes, work_bytes
 from puna.engine.sizes import CacheSize
+from puna.engine.speculation import NGRAM_BYTES
 from puna.errors import PunaError
 from puna.model.memory import resident
+from puna.model.on_demand import expert_cache
 from puna.model.paged import BLOCK, PagedPool
 from tiny import CONFIGS, decoder
 
@@ -21,6 +23,12 @@ def checkpoint(request, tmp_path_factory):
     path = tmp_path_factory.mktemp("forecast") / request.param
     save(decoder(config).bfloat16(), config, None, path)
     return path
+
+
+@pytest.fixture
+def steady(monkeypatch):
+    """A process that seems to hold the same all the time."""
+    monkeypatch.setattr("puna.engine.forecast.resident", lambda: 100_000_000)
 
 
 def held(model):
@@ -70,12 +78,12 @@ def test_a_model_that_does_not_fit_is_refused_before_it_is_loaded(checkpoint, mo
         load(checkpoint, memory=10_000_000)
 
 
-def test_a_context_that_does_not_fit_is_shortened_or_refused(tmp_path):
+def test_a_context_that_does_not_fit_is_shortened_or_refused(tmp_path, steady):
     config = CONFIGS["llama3.2"].with_(context_length=1 << 20)
     save(decoder(config).bfloat16(), config, None, tmp_path / "long")
     source = open_source(tmp_path / "long")
     needs = Needs.of(source, None, None, None)
-    memory = needs.most(CacheSize(2000)).total + 20_000_000  # the process may have grown by the time of the load
+    memory = needs.most(CacheSize(2000)).total
     told = []
     model = load(tmp_path / "long", memory=memory, tell=told.append)
     assert BLOCK <= model.context_length < 1 << 20
@@ -96,3 +104,66 @@ def test_used_memory_counts_the_blocks_that_were_touched(checkpoint):
 def test_memory_is_a_number_of_bytes(checkpoint, memory):
     with pytest.raises(PunaError, match="memory must be"):
         load(checkpoint, memory=memory)
+
+
+def test_the_line_says_what_was_asked_and_what_the_cache_holds(checkpoint):
+    told = []
+    load(checkpoint, context=64, tell=told.append)
+    assert "(16,384 tokens, 64 for one request)" in told[0].needed
+    assert "for one request" not in Needs.of(open_source(checkpoint), None, None, None).forecast(64).needed
+
+
+def test_experts_read_on_demand_are_in_the_forecast(tmp_path, steady):
+    config = CONFIGS["scout"].with_(hidden_size=256, head_dim=64, expert_intermediate_size=512)
+    save(decoder(config).bfloat16(), config, None, tmp_path / "m")
+    needs = Needs.of(open_source(tmp_path / "m"), None, None, None)
+    routed = needs.routed
+    size = CacheSize(4, 4)
+    least = needs.on_demand().most(size)
+    assert least.weights == needs.weights - routed.bytes
+    assert least.experts == routed.largest + routed.making
+    assert least.total < needs.most(size).total
+    told = []
+    memory = needs.on_demand().forecast(16_384).total + 3 * routed.largest
+    model = load(tmp_path / "m", memory=memory, context=64, tell=told.append)
+    assert "experts read on demand" in told[0].needed
+    assert told[0].total <= memory
+    cache = expert_cache(model.decoder)
+    assert cache.budget == told[0].experts - routed.making
+    model.generate(list(range(3, 40)), max_tokens=2, ignore_eos=True, temperature=0)
+    forecast, _ = model.memory_used()
+    assert forecast.experts == cache.bytes + routed.making
+    stats = model.stats()
+    assert (stats.expert_hits, stats.expert_misses) == (cache.hits, cache.misses)
+    assert stats.expert_misses > 0
+    assert any("don't fit into memory" in note for note in model.notes)
+
+
+def test_a_draft_model_is_in_the_forecast(tmp_path, steady):
+    small = CONFIGS["llama3.2"].with_(num_layers=1)
+    for name, config in (("small", small), ("large", CONFIGS["llama3.2"])):
+        save(decoder(config).bfloat16(), config, None, tmp_path / name)
+    own = Needs.of(open_source(tmp_path / "small"), None, None, None)
+    alone, both, loaded = [], [], []
+    load(tmp_path / "large", tell=alone.append)
+    model = load(tmp_path / "large", speculate=tmp_path / "small", tell=both.append)
+    blocks = model.cache_size.blocks
+    cache = blocks * PagedPool.block_bytes(small, torch.bfloat16)[0]
+    assert both[0].draft == own.weights + cache
+    assert both[0].total >= alone[0].total + cache
+    assert "draft model" in both[0].needed
+    load(tmp_path / "large", speculate=load(tmp_path / "small"), tell=loaded.append)
+    assert loaded[0].draft == cache, "its weights are in the process already"
+    memory = Needs.of(open_source(tmp_path / "large"), None, None, None).most(CacheSize(1)).total
+    with pytest.raises(PunaError, match=r"doesn't fit.*That fits: no draft model needs"):
+        load(tmp_path / "large", speculate=tmp_path / "small", memory=memory)
+    with pytest.raises(PunaError, match="draft model has 96 tokens, but the model 8192"):
+        load("cria", speculate=tmp_path / "small", tell=lambda _: pytest.fail("told"))
+
+
+def test_ngrams_are_in_the_forecast(tmp_path):
+    save(decoder("llama3.2").bfloat16(), CONFIGS["llama3.2"], None, tmp_path / "m")
+    plain, ngrams = [], []
+    load(tmp_path / "m", tell=plain.append)
+    load(tmp_path / "m", speculate="ngram", tell=ngrams.append)
+    assert ngrams[0].work - plain[0].work == 64 * NGRAM_BYTES

@@ -239,7 +239,7 @@ def test_a_draft_model_says_what_it_would_say_alone(kind: str) -> None:
     """Whatever was guessed before and came out otherwise, with prompts that are read in pieces."""
     config = ModelConfig(**{**vars(CONFIGS[kind]), "context_length": 1024})
     plain = decoder(config)
-    drafter = DraftModel(plain, CacheSize(64, 8 if config.attention_chunk_size else 0), 1000)
+    drafter = DraftModel(plain, CacheSize(64, 8 if config.attention_chunk_size else 0))
     rng = random.Random(2)
     sequences = [Sequence([rng.randrange(96) for _ in range(length)], 0) for length in (1, 30, 600, 960)]
     for step in range(12):
@@ -264,8 +264,8 @@ def test_a_draft_model_says_what_it_would_say_alone(kind: str) -> None:
     assert drafter._blocks.full.used == drafter._blocks.local.used == 0
 
 
-def test_a_draft_model_without_room_guesses_nothing() -> None:
-    guessing = model("llama3.2", Model(decoder("llama3.2"), cache=CacheSize(2)))
+def test_a_draft_model_of_a_shorter_context_guesses_nothing_beyond_it() -> None:
+    guessing = model("llama3.2", Model(decoder(CONFIGS["llama3.2"].with_(context_length=64))))
     assert guessing.generate([1] * 80, max_tokens=5, ignore_eos=True).usage.completion_tokens == 5
     assert guessing.stats().proposed == 0
 

@@ -44,7 +44,7 @@ def _joined_shape(parts: Parts, dim: int) -> Tensor:
     if any(shape != shapes[0] for shape in shapes):
         raise ValueError(f"shapes differ beside axis {dim}")
     shapes[0].insert(dim % parts[0].ndim, size)
-    return torch.empty(shapes[0], device="meta")
+    return torch.empty(shapes[0], dtype=parts[0].dtype, device="meta")
 
 
 def _distinct(parts: Parts, rows: int) -> Parts:
@@ -97,7 +97,7 @@ def _transposed(parts: Parts) -> Tensor:
     return parts[0].T
 
 
-_ROWS, COLUMNS = partial(joined, dim=0), partial(joined, dim=-1)
+ROWS, COLUMNS = partial(joined, dim=0), partial(joined, dim=-1)
 
 
 def recipes(config: ModelConfig) -> dict[str, Recipe]:
@@ -105,7 +105,7 @@ def recipes(config: ModelConfig) -> dict[str, Recipe]:
     table = {
         "embed_tokens.weight": Recipe(("tok_embeddings.weight",), partial(_embedding, width=config.hidden_size)),
         "norm.weight": Recipe(("norm.weight",), same),
-        "lm_head.weight": Recipe(("output.weight",), _ROWS),
+        "lm_head.weight": Recipe(("output.weight",), ROWS),
     }
     for i in range(config.num_layers):
         layer = _llama_layer(config) if config.architecture == "llama" else _llama4_layer(config, i)
@@ -126,9 +126,9 @@ def _llama_layer(config: ModelConfig) -> _Layer:
         "self_attn.v_proj.weight": ("attention.wv.weight", partial(_value, config=config)),
         "self_attn.o_proj.weight": ("attention.wo.weight", COLUMNS),
         "post_attention_layernorm.weight": ("ffn_norm.weight", same),
-        "feed_forward.gate_proj.weight": ("feed_forward.w1.weight", _ROWS),
+        "feed_forward.gate_proj.weight": ("feed_forward.w1.weight", ROWS),
         "feed_forward.down_proj.weight": ("feed_forward.w2.weight", COLUMNS),
-        "feed_forward.up_proj.weight": ("feed_forward.w3.weight", _ROWS),
+        "feed_forward.up_proj.weight": ("feed_forward.w3.weight", ROWS),
     }
 
 
@@ -156,7 +156,7 @@ def _llama4_layer(config: ModelConfig, layer: int) -> _Layer:
             partial(_experts_in, experts=config.num_experts),
         ),
         "feed_forward.experts.down_proj": (f"{experts}out_eF_D", partial(_experts_out, experts=config.num_experts)),
-        "feed_forward.shared_expert.gate_proj.weight": ("feed_forward.w_in_shared_FD.weight", _ROWS),
-        "feed_forward.shared_expert.up_proj.weight": ("feed_forward.w_swiglu_FD.weight", _ROWS),
+        "feed_forward.shared_expert.gate_proj.weight": ("feed_forward.w_in_shared_FD.weight", ROWS),
+        "feed_forward.shared_expert.up_proj.weight": ("feed_forward.w_swiglu_FD.weight", ROWS),
         "feed_forward.shared_expert.down_proj.weight": ("feed_forward.w_out_shared_DF.weight", COLUMNS),
     }

@@ -1,7 +1,7 @@
 """Loading for use: weights packed as the engine's kernels read them, few bits staying few. Training takes `load`."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -38,8 +38,10 @@ def load_ready(
     source's, where it was read already.
     Raises PunaError as `load` does, and where all but the experts is more than `memory`.
     """
+    packer = packer_for(source, device, dtype, quantize, model, memory)
     with returned_at_once():
-        model = filled(source, device, dtype, quantize, model, memory)
+        packer.fill()
+    model = packer.decoder
     kept = () if quantize or dtype is not None else source.packed_notes
     cache = expert_cache(model)
     if cache is not None:
@@ -55,17 +57,18 @@ def load_ready(
     )
 
 
-def filled(
+def packer_for(
     source: Source,
     device: str | torch.device,
     dtype: torch.dtype | None,
     quantize: str | None,
     model: Decoder | None = None,
-    memory: int | None = None,
-) -> Decoder:
-    """The model alone; see `load_ready`. On the meta device it takes no memory, and nothing is read."""
-    model = model or _empty_decoder(source)
-    check_shapes(source, {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()})
+    room: int | Callable[[], int] | None = None,
+) -> Packer:
+    """What fills the model; see `load_ready`. room: its `memory`, or what tells the routed experts' when all else is
+    there. On the meta device nothing takes memory, and nothing is read."""
+    decoder = model or _empty_decoder(source)
+    check_shapes(source, {name: tuple(tensor.shape) for name, tensor in decoder.state_dict().items()})
     bits = BITS[quantize]
     early: dict[str, Weight | list[Weight]] = {}
     whole = dtype is not None and bits is None
@@ -83,17 +86,18 @@ def filled(
     def read_expert(name: str, expert: int) -> Weight:
         weight = source.read_expert(name, expert, packed=not whole)
         _check(weight, source, name)
-        drop_pages(source.path)
+        if torch.device(device).type != "meta":
+            drop_pages(source.path)
         return weight
 
-    def room() -> int:
-        if memory is not None:
-            return memory - held_bytes(model)
+    def left() -> int:
+        if callable(room):
+            return room()
+        if room is not None:
+            return room - held_bytes(decoder)
         return int(SHARE * available_bytes(torch.device(device)))
 
-    on_demand = None if torch.device(device).type == "meta" else OnDemand(read_expert, room)
-    Packer(model, read, bits, dtype, device, on_demand).fill()
-    return model
+    return Packer(decoder, read, bits, dtype, device, OnDemand(read_expert, left))
 
 
 def _check(weight: Weight, source: Source, name: str) -> None:

@@ -1,8 +1,10 @@
 """What loading will hold in memory, found by loading on the meta device: shapes and types, no bytes of weights."""
 
+import sys
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -10,19 +12,31 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from puna.checkpoint.ready import filled
+from puna.checkpoint.ready import packer_for
 from puna.checkpoint.source import Source, _empty_decoder
 from puna.model import Decoder
 
 
 @dataclass(frozen=True)
+class Routed:
+    """Bytes of routed experts. bytes: of all of them, as packed. largest: of a single one. making: what reading and
+    packing it holds at most, itself included. before: the most that loading holds until the first of them is read."""
+
+    bytes: int
+    largest: int
+    making: int
+    before: int
+
+
+@dataclass(frozen=True)
 class Footprint:
     """weights: bytes of the model as it will lie in memory. peak: the most that loading holds at once, these included.
-    dtype: of its activations."""
+    dtype: of its activations. routed: None where there are no routed experts."""
 
     weights: int
     peak: int
     dtype: torch.dtype
+    routed: Routed | None = None
 
 
 def rehearse(
@@ -33,9 +47,22 @@ def rehearse(
     Arguments as for `load_ready`. Raises PunaError as it does, except for what only the weights themselves can show.
     """
     model = model or _empty_decoder(source)
+    before = [0, 0]
+
+    def routed_begin() -> int:
+        before[:] = counter.live, counter.peak
+        return sys.maxsize
+
     with torch.device("meta"), _Counter(model) as counter:
-        decoder = filled(source, "meta", dtype, quantize, model)
-    return Footprint(counter.live, counter.peak, decoder.dtype)
+        packer = packer_for(source, "meta", dtype, quantize, model, routed_begin)
+        packer.fill()
+        weights, peak = counter.live, counter.peak
+        ones = [counter.sizes(partial(packer.one, layer, 0)) for layer in source.config.moe_layers]
+    routed = None
+    if ones:
+        largest, making = (max(sizes) for sizes in zip(*ones, strict=True))
+        routed = Routed(weights - before[0], largest, making, before[1])
+    return Footprint(weights, peak, packer.dtype, routed)
 
 
 def _pointwise(one: Any, other: Any) -> Tensor:
@@ -89,9 +116,17 @@ class _Counter(TorchDispatchMode):
         shortcut = _SHORTCUTS.get(func.overloadpacket)
         out = shortcut(*args) if shortcut else func(*args, **(kwargs or {}))
         for each in out if isinstance(out, tuple | list) else (out,):
-            if isinstance(each, Tensor):
+            if isinstance(each, Tensor) and each.is_meta:  # not the file that Meta's tensors are views of
                 self._note(storage := each.untyped_storage(), storage.nbytes())
         return out
+
+    def sizes(self, make: Callable[[], object]) -> tuple[int, int]:
+        """Bytes of what `make` gives, and the most that was held meanwhile."""
+        start = self.peak = self.live
+        made = make()
+        size, most = self.live - start, self.peak - start
+        del made
+        return size, most
 
     def _note(self, storage: torch.UntypedStorage, size: int) -> None:
         key = id(storage)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from puna.cli.memory import in_bytes, show_forecast, show_used
+from puna.cli.memory import in_bytes, show_forecast, show_notes, show_used
 from puna.cli.ranks import refuse_many
 from puna.errors import PunaError
 
@@ -64,6 +64,7 @@ def chat(
         Sampling().with_options(options)  # a wrong flag is told before a long load
         llama = load(model, device=device, dtype=dtype, context=context, quantize=quantize, kv=kv,
                      memory=in_bytes(memory), tell=show_forecast)  # fmt: skip
+    show_notes(llama)
     if llama.tokenizer is None:
         raise PunaError(f"chat needs a tokenizer, and {model} has none; use: puna generate {model} --ids 1,2,3")
     if sys.stdin.isatty():

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from puna.cli.memory import in_bytes, show_forecast, show_used
+from puna.cli.memory import in_bytes, show_forecast, show_notes, show_used
 from puna.cli.ranks import one_of_many, prints
 
 if TYPE_CHECKING:
@@ -54,6 +54,8 @@ def generate(
     quiet = not prints()
     llama = load(model, device=device, dtype=dtype, context=context, expert_parallel=expert_parallel, quantize=quantize,
                  kv=kv, memory=in_bytes(memory), tell=show_forecast)  # fmt: skip
+    if not (quiet or as_json):
+        show_notes(llama)
     stream = llama.stream(text_or_ids, **options)
     speaks = llama.tokenizer is not None
     first = True

@@ -1,4 +1,4 @@
-"""What commands that load a model say about memory, on standard error: the forecast before, what was used after."""
+"""What commands that load a model say on standard error: memory before and after, and what the load changed."""
 
 import sys
 from typing import TYPE_CHECKING
@@ -21,6 +21,12 @@ def show_forecast(forecast: "Forecast") -> None:
 
     free = available_bytes(torch.device("cpu")) / 1e9
     print(f"{forecast.needed}; {free:.1f} GB free", file=sys.stderr)
+
+
+def show_notes(llama: "Model") -> None:
+    """What the load left out or packed in other bits than the file's, one line each."""
+    for note in llama.notes:
+        print(f"note: {note}", file=sys.stderr)
 
 
 def show_used(llama: "Model") -> None:

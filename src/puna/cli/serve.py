@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from puna.cli.memory import in_bytes, show_forecast, show_used
+from puna.cli.memory import in_bytes, show_forecast, show_notes, show_used
 from puna.cli.ranks import refuse_many
 from puna.errors import PunaError
 
@@ -48,6 +48,7 @@ def _serve(listener: socket.socket, model: str, host: str, name: str, settings: 
 
     local = _is_loopback(host)
     llama = load(model, tell=show_forecast, **settings)
+    show_notes(llama)
     app = create_app(llama, name, hosts=(*LOOPBACK, host) if local else None)
     if not local:
         typer.secho(f"Warning: {host} can be reached from other machines, and there is no authentication yet: whoever "

@@ -3,7 +3,8 @@
 from puna.engine.core import DeadlineError
 from puna.engine.engine import QueueFullError
 from puna.engine.generate import Stream
-from puna.engine.model import Model, load
+from puna.engine.loading import load
+from puna.engine.model import Model
 from puna.engine.reply import ContextLengthError, Inputs, Piece, Reply, TokenLogprob, Usage
 from puna.engine.sampling import Options, Sampling
 from puna.engine.sizes import CacheSize, cache_size

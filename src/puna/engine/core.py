@@ -20,6 +20,7 @@ from puna.engine.stats import Meter, Stats
 from puna.errors import PunaError
 from puna.model import Decoder
 from puna.model.paged import BLOCK, Batch, PagedPool, Span
+from puna.model.on_demand import expert_cache
 
 RUN_AHEAD = 64  # tokens that may lie unread before an answer waits for its reader
 
@@ -67,7 +68,7 @@ class Core:
         self.threads = torch.get_num_threads()  # of whoever asked last
         self.stopping = False  # nobody wants anything any more
         self.pace = Pace(fixed_steps)
-        self.meter = Meter()
+        self.meter, self.experts = Meter(), expert_cache(decoder)
         self.speculation = Speculation(drafter) if drafter else None
         self._pool: PagedPool | None = None
 
@@ -137,7 +138,7 @@ class Core:
 
     def stats(self) -> Stats:
         """How the engine is doing."""
-        return self.meter.stats(self.state, len(self.inbox), self.speculation)
+        return self.meter.stats(self.state, len(self.inbox), self.speculation, self.experts)
 
     def _tell(self, task: Task, reason: Reason) -> None:
         error = None if reason == "cancelled" else DeadlineError(

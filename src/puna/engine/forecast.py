@@ -1,25 +1,23 @@
-"""How much memory a model will take, said before anything is loaded; and whether that fits.
+"""How much memory a model will take, said before anything is loaded.
 
 Weights and what loading needs beside them are counted by rehearsing the load (`puna.checkpoint.rehearsal`); cache and
 work follow from the shape. Legend: D model width, F feed-forward width, V vocabulary, K head width.
 """
 
-import math
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
 
 from puna.engine.pace import LARGEST
-from puna.engine.sizes import CacheSize, cache_size
-from puna.errors import PunaError
-from puna.family.arithmetic import count_parameters
+from puna.engine.sizes import CacheSize, chunk_blocks, for_draft
+from puna.engine.speculation import CAUGHT_UP, NGRAM_BYTES
 from puna.family.config import ModelConfig
-from puna.model.memory import available_bytes, resident
+from puna.model.memory import resident
 from puna.model.paged import BLOCK, PagedPool, blocks_for
 
 if TYPE_CHECKING:
+    from puna.checkpoint.rehearsal import Routed
     from puna.checkpoint.source import Source
 
 LIBRARIES = 10_000_000  # bytes of code and buffers that the first answer brings in, measured with a tiny model
@@ -29,41 +27,53 @@ GROUP = 32  # inputs that share a scale of activations at least, in the kernels'
 
 @dataclass(frozen=True)
 class Forecast:
-    """Bytes. weights: as packed. loading: beyond everything else, while weights are packed. cache: keys and values of
-    `requests` sequences of `context` tokens. work: activations of the largest step. process: interpreter, libraries and
-    tokenizer."""
+    """Bytes. weights: as packed. experts: routed ones that stay in their files: those that are kept, and one while it
+    is read and packed. draft: a draft model's weights and cache. cache: keys and values of `requests` sequences of
+    `context` tokens. work: activations of the largest step. loading: beyond everything else, while weights are packed.
+    process: interpreter, libraries, tokenizer and what else it held before. limit: tokens of one request at most,
+    where the cache is larger."""
 
     weights: int
+    experts: int
+    draft: int
     cache: int
     work: int
     loading: int
     process: int
     context: int
     requests: int
+    limit: int | None = None
 
     @property
     def total(self) -> int:
         """The largest resident size of the process."""
-        return self.weights + self.cache + self.work + self.loading + self.process
+        return self.weights + self.experts + self.draft + self.cache + self.work + self.loading + self.process
 
     @property
     def needed(self) -> str:
         """The numbers, for people."""
         many = f"{self.requests} x " if self.requests > 1 else ""
+        limit = f", {self.limit:,} for one request" if self.limit is not None and self.limit < self.context else ""
+        experts = f"experts read on demand {self.experts / 1e9:.2f}, " if self.experts else ""
+        draft = f"draft model {self.draft / 1e9:.2f}, " if self.draft else ""
         return (
-            f"needs {self.total / 1e9:.2f} GB: weights {self.weights / 1e9:.2f}, cache {self.cache / 1e9:.2f} "
-            f"({many}{self.context:,} tokens), work {self.work / 1e9:.2f}, loading {self.loading / 1e9:.2f}, "
-            f"process {self.process / 1e9:.2f}"
+            f"needs {self.total / 1e9:.2f} GB: weights {self.weights / 1e9:.2f}, {experts}{draft}cache "
+            f"{self.cache / 1e9:.2f} ({many}{self.context:,} tokens{limit}), work {self.work / 1e9:.2f}, "
+            f"loading {self.loading / 1e9:.2f}, process {self.process / 1e9:.2f}"
         )
 
-    def record(self) -> dict[str, int]:
+    def record(self) -> dict[str, int | None]:
         """For programs."""
         return {**asdict(self), "total": self.total}
 
 
 @dataclass(frozen=True)
 class Needs:
-    """What doesn't depend on context and requests; `forecast` adds these. Bytes; loading with the weights in it."""
+    """What doesn't depend on context and requests; `forecast` adds these. Bytes; loading with the weights in it.
+
+    routed: the routed experts among the weights. experts: see `Forecast`; then they are no longer in `weights`.
+    draft: what a draft model needs. ngrams: whether each request has an index of its own text.
+    """
 
     config: ModelConfig
     dtype: torch.dtype
@@ -71,12 +81,10 @@ class Needs:
     weights: int
     loading: int
     process: int
-
-    @property
-    def chunk_blocks(self) -> int:
-        """Blocks of a chunked layer that one sequence holds at most; 0 where there are none."""
-        chunk = self.config.attention_chunk_size
-        return blocks_for(chunk) + (chunk % BLOCK != 0) if chunk else 0
+    routed: "Routed | None" = None
+    experts: int = 0
+    draft: "Needs | None" = None
+    ngrams: bool = False
 
     @classmethod
     def of(cls, source: "Source", dtype: torch.dtype | None, quantize: str | None, kv: str | None) -> "Needs":
@@ -89,34 +97,59 @@ class Needs:
 
         found = rehearse(source, dtype, quantize)
         process = resident() + LIBRARIES
-        return cls(source.config, found.dtype, kv, found.weights, found.peak, process)
+        return cls(source.config, found.dtype, kv, found.weights, found.peak, process, found.routed)
+
+    def on_demand(self, kept: int = 0) -> "Needs":
+        """The same with the routed experts in their files, but for so many bytes of them and one that is being read."""
+        routed = self.routed
+        assert routed is not None, "only a model with routed experts can leave some of them in its files"
+        rest = self.weights - (0 if self.experts else routed.bytes)
+        return replace(self, weights=rest, loading=routed.before, experts=max(kept, routed.largest) + routed.making)
 
     def forecast(self, context: int, requests: int = 1) -> Forecast:
         """With so many requests at once, each of `context` tokens with its answer."""
-        cache = requests * cache_bytes(self.config, self.dtype, self.kv, context)
-        work = work_bytes(self.config, self.dtype, min(requests * context, LARGEST + requests), requests)
-        beyond = max(0, self.loading - self.weights - cache - work)
-        return Forecast(self.weights, cache, work, beyond, self.process, context, requests)
+        draft = 0 if self.draft is None else requests * self.draft._sequence(context)
+        return self._sum(requests * self._sequence(context), draft, requests * context, requests, context, requests)
 
-    def most(self, size: CacheSize) -> Forecast:
-        """With the whole cache in use by as many requests as run at once."""
-        return self.used(size, LARGEST + MOST, min(MOST, max(1, size.blocks)))
+    def most(self, size: CacheSize, limit: int | None = None) -> Forecast:
+        """With the whole cache in use by as many requests as run at once. limit: see `Forecast`."""
+        draft = None if self.draft is None else for_draft(self.draft.config, size)
+        answers = min(MOST, max(1, size.blocks))
+        return replace(self.used(size, draft, LARGEST + MOST, answers), limit=limit)
 
-    def used(self, size: CacheSize, tokens: int, answers: int) -> Forecast:
-        """With so many blocks in use, and steps of so many tokens of which some get logits."""
+    def used(self, size: CacheSize, draft: CacheSize | None, tokens: int, answers: int) -> Forecast:
+        """With so many blocks in use, of the model's cache and of the draft model's, and steps of so many tokens of
+        which some get logits."""
+        drafts = 0 if self.draft is None or draft is None else self.draft._blocks(draft)
+        context = size.blocks * BLOCK
+        return self._sum(self._blocks(size), drafts, min(tokens, context), answers, context, 1)
+
+    def _sum(self, cache: int, drafts: int, tokens: int, answers: int, context: int, requests: int) -> Forecast:
+        work = work_bytes(self.config, self.dtype, min(tokens, LARGEST + answers), answers)
+        loading = self.loading
+        if self.ngrams:
+            work += answers * NGRAM_BYTES
+        if self.draft is not None:  # it is loaded first, and computes before the model does
+            drafts += self.draft.weights
+            step = min(tokens, CAUGHT_UP)
+            work = max(work, work_bytes(self.draft.config, self.draft.dtype, step, answers))
+            loading = max(self.draft.loading, self.draft.weights + loading)
+        beyond = max(0, loading - self.weights - self.experts - drafts - cache - work)
+        return Forecast(self.weights, self.experts, drafts, cache, work, beyond, self.process, context, requests)
+
+    def _sequence(self, tokens: int) -> int:
+        return cache_bytes(self.config, self.dtype, self.kv, tokens)
+
+    def _blocks(self, size: CacheSize) -> int:
         full, local = PagedPool.block_bytes(self.config, self.dtype, self.kv)
-        cache = size.blocks * full + size.local_blocks * local
-        work = work_bytes(self.config, self.dtype, min(tokens, size.blocks * BLOCK), answers)
-        beyond = max(0, self.loading - self.weights - cache - work)
-        return Forecast(self.weights, cache, work, beyond, self.process, size.blocks * BLOCK, 1)
+        return size.blocks * full + size.local_blocks * local
 
 
 def cache_bytes(config: ModelConfig, dtype: torch.dtype, kv: str | None, tokens: int) -> int:
     """Of one sequence in whole blocks; chunked layers hold one chunk at most."""
     full, local = PagedPool.block_bytes(config, dtype, kv)
-    blocks, chunk = blocks_for(tokens), config.attention_chunk_size
-    held = blocks if not chunk else min(blocks, blocks_for(chunk) + (chunk % BLOCK != 0))
-    return blocks * full + held * local
+    blocks = blocks_for(tokens)
+    return blocks * full + min(blocks, chunk_blocks(config) or blocks) * local
 
 
 def work_bytes(config: ModelConfig, dtype: torch.dtype, tokens: int, answers: int) -> int:
@@ -141,81 +174,3 @@ def _scratch(inputs: int) -> int:
     return 4 * inputs + 8 * (inputs // GROUP)
 
 
-def fitted(needs: Needs, size: CacheSize, context: int | None, room: int, fewer: "Fewer") -> CacheSize:
-    """`size`, or the largest cache that fits.
-
-    context: what the user asked for; None leaves it open. room: bytes for the whole process. fewer: see `Fewer`.
-    Raises PunaError, saying what would fit, where the weights don't or an explicit context doesn't.
-    """
-    if needs.most(size).total <= room:
-        return size
-    share = size.local_blocks / max(1, size.blocks)
-
-    def cut(blocks: int) -> CacheSize:
-        local = max(math.ceil(share * blocks), min(blocks, needs.chunk_blocks))
-        return CacheSize(blocks, min(size.local_blocks, local))
-
-    smallest = needs.most(cut(1))
-    if smallest.total > room:
-        raise PunaError(
-            f"the model doesn't fit into {room / 1e9:.2f} GB: even with the smallest cache it {smallest.needed}. "
-            + _advice(fewer, BLOCK, room)
-        )
-    low, high = 1, size.blocks  # low fits, high doesn't
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if needs.most(cut(middle)).total <= room else (low, middle)
-    if context is not None and low * BLOCK < context:
-        raise PunaError(
-            f"a context of {context:,} tokens doesn't fit into {room / 1e9:.2f} GB: the model then "
-            f"{needs.forecast(context).needed}. Give a context of at most {low * BLOCK:,}, or more memory. "
-            + _advice(fewer, context, room)
-        )
-    return cut(low)
-
-
-Fewer = Callable[[], dict[str, Needs]]  # what the same model needs with other settings, by their names
-
-
-def _advice(fewer: Fewer, context: int, room: int) -> str:
-    """Settings with which the context fits, and what they need."""
-    totals = {name: needs.forecast(context).total for name, needs in fewer().items()}
-    fits = [f"{name} needs {total / 1e9:.2f} GB" for name, total in totals.items() if total <= room]
-    least = min(totals, key=lambda name: totals[name])
-    if fits:
-        return f"That fits: {', '.join(fits)}."
-    return f"Even {least} needs {totals[least] / 1e9:.2f} GB: take a smaller model, or more memory."
-
-
-def planned(
-    source: "Source",
-    dtype: torch.dtype | None,
-    quantize: str | None,
-    context: int | None,
-    kv: str | None,
-    memory: int | None,
-) -> tuple[Needs, CacheSize, int]:
-    """For `puna.load` on the CPU: what will be needed, the cache that fits, and how many bytes weights may take.
-
-    memory: bytes for the whole process; None: what it has and all that is available. Raises PunaError as `fitted`.
-    """
-    if memory is not None and (isinstance(memory, bool) or not isinstance(memory, int) or memory < 1):
-        raise PunaError(f"memory must be a whole number of bytes above 0, not {memory!r}")
-    needs = Needs.of(source, dtype, quantize, kv)
-    config = source.config
-    room = resident() + available_bytes(torch.device("cpu")) if memory is None else memory
-    size = cache_size(config, needs.dtype, kv, context)
-    if config.num_experts and needs.most(size).total > room:  # then experts are read on demand
-        parameters = count_parameters(config)
-        resident_share = parameters.active_text / parameters.text
-        weights = int(needs.weights * resident_share)
-        needs = replace(needs, weights=weights, loading=min(needs.loading, 2 * weights))
-
-    def fewer() -> dict[str, Needs]:
-        cache = {} if kv else {"kv int8": replace(needs, kv="int8")}
-        bits = {f"quantize {kind}": Needs.of(source, dtype, kind, kv) for kind in ("int8", "int4") if kind != quantize}
-        return {**cache, **bits, "quantize int4 with kv int8": Needs.of(source, dtype, "int4", "int8")}
-
-    size = fitted(needs, size, context, room, fewer)
-    others = needs.most(size)
-    return needs, size, room - others.cache - others.work - others.process

@@ -1,7 +1,7 @@
-"""`load` and `Model`: the front door. Checks what a caller asks for, then hands a `Request` to the loop."""
+"""`Model`: checks what a caller asks for, then hands a `Request` to the loop."""
 
-from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property, partial
+from collections.abc import Mapping, Sequence
+from functools import cached_property
 from operator import index
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Unpack
@@ -11,14 +11,14 @@ from torch import Tensor
 
 from puna.engine.core import Core
 from puna.engine.engine import Engine
-from puna.engine.forecast import Forecast, Needs, planned
+from puna.engine.forecast import Forecast, Needs
 from puna.engine.generate import Request, Rows, Scores, Stream
 from puna.engine.grammar import Grammar, Vocabulary
 from puna.engine.pace import LARGEST
 from puna.engine.reply import ContextLengthError, Inputs, Reply, TokenLogprob
 from puna.engine.sampling import Options, Sampling
 from puna.engine.sizes import CacheSize, cache_size
-from puna.engine.speculation import drafter_for
+from puna.engine.speculation import DraftModel, drafter_for
 from puna.engine.stats import Stats
 from puna.errors import PunaError
 from puna.family.config import ModelConfig
@@ -34,104 +34,6 @@ Message = Mapping[str, Any]
 Prompt = str | Sequence[Message] | Inputs | Sequence[int] | Tensor
 
 BESIDE = ("tools", "schema", "key", "priority", "timeout")  # options that say nothing about sampling
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
-
-
-def load(
-    name_or_path: str | Path,
-    device: str | torch.device = "cpu",
-    dtype: torch.dtype | str | None = None,
-    quantize: str | None = None,
-    context: int | None = None,
-    kv: str | None = None,
-    speculate: "str | Path | Model | Literal[False] | None" = None,
-    prefix_cache: bool = True,
-    expert_parallel: int | None = None,
-    memory: int | None = None,
-    tell: Callable[[Forecast], None] | None = None,
-) -> "Model":
-    """Load a checkpoint by bundled name ("cria"), hub id, folder or file.
-
-    dtype: None keeps the stored one, and files in few bits stay in few; else a torch dtype or "float32", "bfloat16",
-    "float16", to which few bits are widened.
-    context: caps the context length, in tokens; the cache is made for it. By default the model's own, or what a quarter
-    of the available memory holds, if that is less (`Model.context_length` tells).
-    quantize: "int8" or "int4" keeps the linear layers' weights in so many bits (embedding and output layer: 8);
-    activations are then bfloat16 unless dtype says otherwise. A file with such bits keeps them exactly.
-    kv: "int8" keeps keys and values in 8 bits.
-    speculate: "ngram" guesses that text repeats itself, a model (or what `load` takes) of the same vocabulary guesses
-    what it would say itself; several tokens may then come of one pass. Answers are the same (docs/engine.md).
-    prefix_cache: whether requests share the keys and values of equal beginnings (answers are the same either way).
-    Under torchrun each process loads its share of the weights (docs/parallel.md); expert_parallel: over how many of
-    them the routed experts are dealt out, None chooses.
-    memory: bytes that the process may take; None: all that is available (on one CPU process: elsewhere it is not looked
-    at). What doesn't fit gets a shorter context where none was asked for, and is refused else, before anything is
-    loaded. tell: is called with the forecast before that.
-    Raises PunaError: unknown name, damaged checkpoint, missing device, a setting that doesn't exist yet.
-    """
-    if kv not in (None, "int8"):
-        raise PunaError(f"kv must be None or 'int8', not {kv!r}")
-    if quantize not in (None, "int8", "int4"):
-        raise PunaError(f"quantize {quantize!r} is not known; use int8 or int4, or leave it out")
-    if not isinstance(prefix_cache, bool):
-        raise PunaError(f"prefix_cache must be True or False, not {prefix_cache!r}")
-    target = _device(device)
-    wanted = _dtype(dtype)
-    from puna.checkpoint import open_source
-    from puna.checkpoint.hub import resolve
-    from puna.checkpoint.ready import load_ready
-    from puna.engine import sharded
-
-    path = resolve(str(name_or_path))
-    if speculate not in (None, False, "ngram") and sharded.processes() > 1:
-        raise PunaError("a model over several processes takes no draft model; use speculate='ngram', or leave it out")
-    if isinstance(speculate, str | Path) and speculate != "ngram":
-        speculate = load(speculate, device, context=context)  # first, so that its memory is counted
-    make: Callable[..., Model] = Model
-    if sharded.processes() > 1:
-        loaded, share = sharded.load_share(path, target, wanted, quantize, expert_parallel)
-        make = partial(sharded.ShardedModel, share)
-    elif expert_parallel not in (None, 1):
-        raise PunaError(f"expert_parallel={expert_parallel} needs several processes; start them with torchrun")
-    elif target.type == "cpu":
-        source = open_source(path)
-        tokenizer = source.tokenizer()  # first, so that its memory is counted
-        needs, cache, weights = planned(source, wanted, quantize, context, kv, memory)
-        if tell is not None:
-            tell(needs.most(cache))
-        loaded = load_ready(source, target, wanted, quantize, memory=weights, tokenizer=tokenizer)
-        make = partial(Model, cache=cache, needs=needs)
-    else:
-        loaded = load_ready(open_source(path), target, wanted, quantize)
-    given = loaded.generation
-    defaults = Sampling().with_options({"temperature": given.temperature, "top_p": given.top_p, "top_k": given.top_k})
-    return make(loaded.model, loaded.tokenizer, defaults=defaults, stop_ids=given.eos_token_ids, context=context,
-                generation=given, kv=kv, prefix_cache=prefix_cache, speculate=speculate)  # fmt: skip
-
-
-def _device(device: str | torch.device) -> torch.device:
-    try:
-        target = torch.device(device)
-    except RuntimeError:
-        raise PunaError(
-            f"device {str(device)!r} can't be used here: there is no such device; use cpu, cuda, cuda:1 or mps"
-        ) from None
-    try:
-        torch.empty(1, device=target)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise PunaError(f"device {str(device)!r} can't be used here: {reason}; use device='cpu'") from None
-    return target
-
-
-def _dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
-    if isinstance(dtype, str):
-        if dtype not in DTYPES:
-            raise PunaError(f"dtype {dtype!r} is not known; use one of {', '.join(DTYPES)}")
-        return DTYPES[dtype]
-    if dtype is not None and (not isinstance(dtype, torch.dtype) or not dtype.is_floating_point):
-        raise PunaError(f"dtype must be a floating torch dtype or its name, not {dtype!r}")
-    return dtype
 
 
 class Model:
@@ -159,8 +61,10 @@ class Model:
         needs: Needs | None = None,
         speculate: "Model | str | Literal[False] | None" = None,
     ) -> None:
+        notes: Sequence[str] = (),
         self.needs = needs  # of memory, as forecast before loading
         self.decoder = decoder.eval()
+        self.notes = tuple(notes)  # what the load left out or packed in other bits, one sentence each
         self._generation = generation  # what the checkpoint said, to be saved with it
         self.tokenizer = tokenizer
         self.defaults = defaults or Sampling()
@@ -173,7 +77,7 @@ class Model:
             )
         size = cache or cache_size(decoder.config, decoder.dtype, kv, context, decoder.device)
         core = Core(self.decoder, size, kv=kv, prefix_cache=prefix_cache, fixed_steps=not self._threaded,
-                    drafter=drafter_for(speculate, decoder.config.vocab_size))
+                    drafter=drafter_for(speculate, decoder.config.vocab_size, size))
         self._engine = Engine(core, threaded=self._threaded)
         fits = core.state.blocks.longest
         if context is not None and context > fits:
@@ -220,10 +124,14 @@ class Model:
 
     def memory_used(self) -> tuple[Forecast | None, int]:
         """What was forecast for the cache that was really used, and the process's largest resident size so far."""
-        blocks = self._engine.core.state.blocks
-        used = CacheSize(blocks.full.touched, blocks.local.touched)
-        forecast = self.needs.used(used, LARGEST, 1) if self.needs else None
-        return forecast, resident_peak()
+        if self.needs is None:
+            return None, resident_peak()
+        core = self._engine.core
+        used = CacheSize(core.state.blocks.full.touched, core.state.blocks.local.touched)
+        drafter = core.speculation.drafter if core.speculation else None
+        draft = drafter.touched if isinstance(drafter, DraftModel) else None
+        needs = self.needs if core.experts is None else self.needs.on_demand(core.experts.bytes)
+        return needs.used(used, draft, LARGEST, 1), resident_peak()
 
     def stats(self) -> Stats:
         """How the engine is doing: requests, rates, cache."""

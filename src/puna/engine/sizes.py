@@ -28,12 +28,25 @@ def cache_size(config: ModelConfig, dtype: torch.dtype, kv: str | None = None, c
     one, one_local = PagedPool.block_bytes(config, dtype, kv)
     smallest = blocks_for(SMALLEST)
     blocks = max(blocks_for(context or config.context_length), smallest)
-    local = 0
-    if one_local:
-        assert config.attention_chunk_size is not None
-        chunk = blocks_for(config.attention_chunk_size) + (config.attention_chunk_size % BLOCK != 0)
-        local = min(blocks, max(CHUNKS * chunk, smallest))
+    local = _local(config, blocks)
     if context is None and one:
         room = SHARE * available_bytes(torch.device(device)) - local * one_local
         blocks = max(min(blocks, int(room / one)), smallest)
     return CacheSize(blocks, local)
+
+
+def for_draft(config: ModelConfig, size: CacheSize) -> CacheSize:
+    """The cache of a draft model, which reads the same tokens as the model whose cache has that size."""
+    return CacheSize(size.blocks, _local(config, size.blocks))
+
+
+def chunk_blocks(config: ModelConfig) -> int:
+    """Blocks of a chunked layer that one sequence holds at most; 0 where there are none."""
+    chunk = config.attention_chunk_size
+    return blocks_for(chunk) + (chunk % BLOCK != 0) if chunk else 0
+
+
+def _local(config: ModelConfig, blocks: int) -> int:
+    if not any(config.chunk(layer) for layer in range(config.num_layers)):
+        return 0
+    return min(blocks, max(CHUNKS * chunk_blocks(config), blocks_for(SMALLEST)))

@@ -17,7 +17,7 @@ import torch
 
 from puna.engine.blocks import BlockStore, Table
 from puna.engine.scheduler import Sequence
-from puna.engine.sizes import CacheSize
+from puna.engine.sizes import CacheSize, for_draft
 from puna.errors import PunaError
 from puna.model import Decoder
 from puna.model.paged import BLOCK, Batch, PagedPool, Span
@@ -32,6 +32,7 @@ PAUSES = (32, 256)  # steps before the first trial, and the longest wait to whic
 
 GRAMS = (4, 2)  # lengths of the endings that are looked up, longest first
 SLOTS = 1 << 16  # of the index, 4 bytes each: more text than that overwrites what was longest ago
+NGRAM_BYTES = 4 * SLOTS  # of one sequence's index
 INDEXED = 4096  # tokens indexed at once, so that a long prompt doesn't hold a step up
 CAUGHT_UP = 512  # tokens that a draft model reads in a step to know what was said meanwhile
 
@@ -108,21 +109,35 @@ class Speculation:
         self.drafter.forget(sequence)
 
 
-def drafter_for(speculate: object, vocabulary: int) -> Drafter | None:
-    """None, False, "ngram" or a `Model` as the engine wants it. Raises PunaError for anything else."""
-    if speculate is None or speculate is False:
-        return None
+def drafter_for(speculate: object, vocabulary: int, size: CacheSize) -> Drafter | None:
+    """None, False, "ngram" or a `Model` as the engine wants it, beside a cache of that size.
+
+    Raises PunaError for anything else.
+    """
     if speculate == "ngram":
         return NGrams()
+    decoder = draft_decoder(speculate, vocabulary)
+    return None if decoder is None else DraftModel(decoder, for_draft(decoder.config, size))
+
+
+def draft_decoder(speculate: object, vocabulary: int) -> Decoder | None:
+    """What guesses, if `speculate` is a `Model`; None for None, False and "ngram". Raises PunaError for others."""
+    if speculate is None or speculate is False or speculate == "ngram":
+        return None
     decoder = getattr(speculate, "decoder", None)
     if not isinstance(decoder, Decoder):
         raise PunaError(f"speculate must be None, False, 'ngram' or a draft model, not {speculate!r:.80}")
-    if decoder.config.vocab_size != vocabulary:
+    check_vocabulary(decoder.config.vocab_size, vocabulary)
+    return decoder
+
+
+def check_vocabulary(draft: int, vocabulary: int) -> None:
+    """Raises PunaError for a draft model with another number of tokens than the model's."""
+    if draft != vocabulary:
         raise PunaError(
-            f"the draft model has {decoder.config.vocab_size} tokens, but the model {vocabulary}: it must have the "
-            "same vocabulary, as a smaller model of the same generation has; or use speculate='ngram'"
+            f"the draft model has {draft} tokens, but the model {vocabulary}: it must have the same vocabulary, as a "
+            "smaller model of the same generation has; or use speculate='ngram'"
         )
-    return DraftModel(decoder, speculate.cache_size, speculate.context_length)  # type: ignore[attr-defined]
 
 
 class NGrams:
@@ -183,8 +198,8 @@ class _Draft:
 class DraftModel:
     """Guesses what a smaller model of the same vocabulary would say, with a cache of its own."""
 
-    def __init__(self, decoder: Decoder, size: CacheSize, context: int) -> None:
-        self.decoder, self.context = decoder, context
+    def __init__(self, decoder: Decoder, size: CacheSize) -> None:
+        self.decoder, self.context = decoder, decoder.config.context_length
         chunk = decoder.config.attention_chunk_size if size.local_blocks else None
         self._size = size
         self._blocks = BlockStore(size.blocks, size.local_blocks, chunk, BLOCK, share=False)
@@ -220,6 +235,11 @@ class DraftModel:
                 if len(tokens) + len(found.get(sequence, ())) < ends[sequence]:
                     open.append(sequence)
         return found
+
+    @property
+    def touched(self) -> CacheSize:
+        """Blocks whose memory is taken up."""
+        return CacheSize(self._blocks.full.touched, self._blocks.local.touched)
 
     def forget(self, sequence: Sequence) -> None:
         """See `Drafter`."""

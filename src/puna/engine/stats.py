@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from puna.engine.scheduler import State
 from puna.engine.speculation import Speculation
+from puna.model.on_demand import ExpertCache
 
 WINDOW = 10.0  # seconds that rates look back
 
@@ -15,7 +16,8 @@ class Stats:
     """running, waiting: requests now. preemptions: how often one gave its blocks up, so far. hit_rate: share of prompt
     tokens that were found in the cache. tokens_per_second: drawn and computed ones, over the last 10 seconds.
     step_seconds: mean over these. blocks: of the full layers, held by requests, kept for reuse, and in all.
-    proposed, accepted: guessed tokens so far, and how many of them were right."""
+    proposed, accepted: guessed tokens so far, and how many of them were right. expert_hits, expert_misses: how often an
+    expert that is read on demand was in memory, and how often it had to be read; 0 where all are in memory."""
 
     running: int
     waiting: int
@@ -30,6 +32,8 @@ class Stats:
     blocks: int
     proposed: int = 0
     accepted: int = 0
+    expert_hits: int = 0
+    expert_misses: int = 0
 
 
 class Meter:
@@ -50,7 +54,9 @@ class Meter:
         while self._recent and self._recent[0][0] < now - WINDOW:
             self._recent.popleft()
 
-    def stats(self, state: State, arriving: int, speculation: Speculation | None) -> Stats:
+    def stats(
+        self, state: State, arriving: int, speculation: Speculation | None, experts: ExpertCache | None = None
+    ) -> Stats:
         """The numbers now. May be called beside a step: they are then those of a moment ago."""
         now = time.monotonic()
         recent = [one for one in tuple(self._recent) if one[0] >= now - WINDOW]
@@ -63,4 +69,5 @@ class Meter:
             step_seconds=sum(one[3] for one in recent) / steps if steps else 0.0, steps=self.steps,
             used_blocks=blocks.full.used, kept_blocks=blocks.full.kept, blocks=blocks.full.count,
             proposed=speculation.proposed if speculation else 0, accepted=speculation.accepted if speculation else 0,
+            expert_hits=experts.hits if experts else 0, expert_misses=experts.misses if experts else 0,
         )
