@@ -5,12 +5,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, TypedDict
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from puna.errors import PunaError
 
-NUCLEUS_CANDIDATES = (64, 1024)  # sorted first; a flatter distribution than these can cover is sorted whole
+NUCLEUS_SHARES = (1e-2, 1e-4, 1e-6, 0.0)  # of the likeliest token's probability: what lies above is sorted, if enough
+PIECE = 512  # tokens whose probabilities are added up before one of them is looked for
 
 
 class Options(TypedDict, total=False):
@@ -129,8 +131,10 @@ def _whole(name: str, value: Any, low: int | None) -> None:
 
 
 def adjust(logits_V: Tensor, sampling: Sampling, prompt: Sequence[int], answer: Sequence[int]) -> Tensor:
-    """Logits [V] after penalties and bias, as new float32. `prompt` and `answer` are the token ids so far."""
-    logits_V = logits_V.to(torch.float32, copy=True)
+    """Logits [V] after penalties and bias, as float32. `prompt` and `answer` are the token ids so far."""
+    changed = (sampling.repetition_penalty != 1.0 or sampling.presence_penalty or sampling.frequency_penalty
+               or sampling.logit_bias)  # fmt: skip
+    logits_V = logits_V.to(torch.float32, copy=bool(changed))
     size = logits_V.shape[0]
     if sampling.repetition_penalty != 1.0 and (prompt or answer):
         seen = torch.tensor(sorted(token for token in {*prompt, *answer} if token < size))  # <|image|> may lie beyond
@@ -166,24 +170,31 @@ def probabilities(logits_V: Tensor, sampling: Sampling) -> Tensor:
 
 def _nucleus(probs_V: Tensor, top_p: float) -> Tensor:
     """The fewest likeliest tokens that together reach `top_p` (the one that crosses it stays), renormalised."""
-    for count in NUCLEUS_CANDIDATES:
-        values, indices = probs_V.topk(min(count, probs_V.shape[0]))
+    top = float(probs_V.max())
+    for share in NUCLEUS_SHARES:  # a threshold and a sort of what is above it take a fifth of topk's time
+        indices = torch.from_numpy(np.flatnonzero(probs_V.numpy() >= share * top))
+        values, order = probs_V[indices].sort(descending=True)
         if values.sum() >= top_p:
             break
-    else:
-        values, indices = probs_V.sort(descending=True)
     before = values.cumsum(0) - values
     kept = values.where(before < top_p, 0.0)
-    return torch.zeros_like(probs_V).scatter_(0, indices, kept / kept.sum())
+    return torch.zeros_like(probs_V).scatter_(0, indices[order], kept / kept.sum())
 
 
 def draw(probs_V: Tensor, random: torch.Generator) -> int:
     """One token from a distribution [V], using one random number; a token of probability 0 is never drawn."""
-    (tokens,) = probs_V.nonzero(as_tuple=True)
-    cumulated = probs_V[tokens].double().cumsum(0)
-    point = torch.rand(1, generator=random, dtype=torch.float64) * cumulated[-1]
-    index = int(torch.searchsorted(cumulated, point, right=True))
-    return int(tokens[min(index, tokens.shape[0] - 1)])
+    pieces_PW = torch.nn.functional.pad(probs_V, (0, -len(probs_V) % PIECE)).view(-1, PIECE)
+    sums = pieces_PW.sum(1, dtype=torch.float64).cumsum(0)
+    point = torch.rand(1, generator=random, dtype=torch.float64) * sums[-1]
+    piece = _reaching(sums, point)
+    within = pieces_PW[piece].double().cumsum(0) + (sums[piece - 1] if piece else 0.0)
+    return piece * PIECE + _reaching(within, point)
+
+
+def _reaching(sums: Tensor, point: Tensor) -> int:
+    """The first of rising sums above a point; where rounding leaves none, the last that rose."""
+    index = int(torch.searchsorted(sums, point, right=True))
+    return index if index < len(sums) else int(torch.searchsorted(sums, sums[-1]))
 
 
 def choose(logits_V: Tensor, sampling: Sampling, prompt: Sequence[int], answer: Sequence[int],
@@ -198,5 +209,5 @@ def choose(logits_V: Tensor, sampling: Sampling, prompt: Sequence[int], answer: 
     if allowed_V is not None:
         logits_V = logits_V.masked_fill(~allowed_V, -math.inf)
     if sampling.temperature == 0:
-        return int(logits_V.argmax())
+        return int(logits_V.numpy().argmax())  # a tenth of the time of PyTorch's
     return draw(probabilities(logits_V, sampling), random)
