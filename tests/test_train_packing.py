@@ -182,7 +182,7 @@ def test_a_long_example_is_refused_by_line_or_split(tokenizer: Tokenizer, tmp_pa
     with pytest.raises(
         PunaError, match=r"chats\.jsonl:2: [0-9]+ tokens to predict, a row holds 110\n.*1 of 2 are too long"
     ):
-        make_rows(Source(file=path.name), 100, True, read, Full(config), 0)
+        make_rows(Source(file=path.name), 110, True, read, Full(config), 0)
     rows = make_rows(Source(file=path.name, overlong="split"), 110, True, read, Full(config), 0)
     assert rows.split == 1
     assert sum(e.predictions for r in range(len(rows)) for e in rows.examples(r)) == int((read.lengths - 1).sum())
