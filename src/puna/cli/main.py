@@ -20,6 +20,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "list": ("puna.cli.list_models:list_models", "List the Llama family: sizes, context, licence."),
     "show": ("puna.cli.show:show", "Show one model: shape, parameters, memory, claims."),
     "plan": ("puna.cli.plan:plan", "Show how a model splits over processes, and the bytes of each."),
+    "tune": ("puna.cli.tune:tune", "Tune a model on your own chats, texts, preferences or tasks."),
     "train": ("puna.cli.train:train", "Train a model from scratch on text and chats."),
     "evaluate": ("puna.cli.evaluate:app", "Measure models and guards, with confidence intervals."),
     "guard": ("puna.cli.guard:app", "Judge what goes in and comes out: insecure code."),

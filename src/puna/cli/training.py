@@ -1,7 +1,9 @@
 """What `puna train` and its kin share: options to a configuration, a run's progress, the plan's table."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -17,23 +19,28 @@ if TYPE_CHECKING:
     from puna.train.plan import Plan
 
 
-def settings(config: Path | None, data: Path, method: str | None, **given: Any) -> "tuple[TrainConfig, Path]":
+def settings(config: Path | None, data: Path, method: str | None, preset: Mapping[str, Any] = MappingProxyType({}),
+             **given: Any) -> "tuple[TrainConfig, Path]":  # fmt: skip
     """The configuration of a file and of options (those that are None say nothing), and the folder of its data.
+    `preset`: what a command sets where there is no file, a stage's `length` among it.
 
     `data` is one file, a folder of text files (without a configuration), or the folder of the configuration's files.
     """
     from puna.train.config import checked_config, read_config
 
     data = data.resolve()  # "." has no name
-    alone: dict[str, Any] = {"stages": [{"sources": [{"file": data.name}]}]}
+    rest = dict(preset)
+    stage = {"length": rest.pop("length")} if "length" in rest else {}
+    alone: dict[str, Any] = {"stages": [{"sources": [{"file": data.name}], **stage}]}
+    named = {"method": method} if method else {}
     changes = {name: value for name, value in given.items() if value is not None}
     if config is None:
         steps = changes.setdefault("steps", 100)
         changes.setdefault("save_every", min(200, max(1, steps // 10)))
-        return checked_config({**alone, "method": method or "pretrain", **changes}, "options"), data.parent
+        return checked_config({**alone, **rest, **named, **changes}, "options"), data.parent
     inside = data.is_dir()
     defaults = {} if inside else alone
-    read = read_config(config, {**defaults, **({"method": method} if method else {})}, **changes)
+    read = read_config(config, {**defaults, **rest, **named}, **changes)
     if method and read.method != method:
         raise PunaError(f"{config} says method: {read.method}, the command {method}; give one of them")
     files = {source.file for stage in read.stages for source in stage.sources}

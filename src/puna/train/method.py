@@ -103,7 +103,7 @@ class Finished:
     model: Decoder
     tokenizer: Tokenizer
     generation: GenerationDefaults | None
-    base: str  # the base as the user named it
+    base: str  # where others find the base: its path, or its name where it has none here
 
 
 class Method(Protocol):

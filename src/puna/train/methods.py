@@ -10,6 +10,7 @@ from puna.model import Decoder
 from puna.text.tokenizer import Tokenizer
 from puna.train.config import TrainConfig
 from puna.train.examples import learnable
+from puna.train.lora import DoRATuning, LoRATuning, QLoRATuning
 from puna.train.loss import linear_cross_entropy
 from puna.train.method import Batch, Example, Finished, Loss, Method, Packing, Row
 
@@ -65,4 +66,7 @@ class Full(Pretrain):
 METHODS: Mapping[str, Callable[[TrainConfig], Method]] = {
     "pretrain": Pretrain,
     "full": Full,
+    "lora": LoRATuning,
+    "dora": DoRATuning,
+    "qlora": QLoRATuning,
 }

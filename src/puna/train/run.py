@@ -14,7 +14,7 @@ import torch
 
 from puna.checkpoint.hf_config import read_config, read_generation
 from puna.checkpoint.hub import resolve
-from puna.checkpoint.source import GenerationDefaults, load
+from puna.checkpoint.source import GenerationDefaults
 from puna.errors import PunaError
 from puna.model import Decoder
 from puna.text.tokenizer import Tokenizer, load_tokenizer
@@ -25,6 +25,7 @@ from puna.train.curves import draw_curves
 from puna.train.evaluate import heldout_bits
 from puna.train.initialise import initialise
 from puna.train.loop import Evaluation, Progress, run
+from puna.train.lora import opener
 from puna.train.method import Finished
 from puna.train.plan import Plan, make_plan
 from puna.train.read import data_files
@@ -49,6 +50,7 @@ def train(
     PunaError for anything wrong with base, data or folder before the first step.
     """
     check_files(config, data)
+    given = str(base.resolve() if base.exists() else base)
     name, base = _named(base)
     model, tokenizer, generation = open_base(base, config)
     folder = RunFolder(out, resume)
@@ -63,7 +65,7 @@ def train(
         run(session, folder, evaluations, report, note)
         model.eval()
         session.routing.remove()
-        _finish(session, Finished(model, tokenizer, generation, name), out)
+        _finish(session, Finished(model, tokenizer, generation, given), out)
         record = _lineage(name, base, config, data, model, time.time() - begun)
         (out / "lineage.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
         write_card(out, record)
@@ -112,7 +114,7 @@ def open_base(base: Path, config: TrainConfig) -> tuple[Decoder, Tokenizer, Gene
     device = config.device or ("cuda" if torch.cuda.is_available() else "cpu")
     names = [p.name for p in base.iterdir()] if base.is_dir() else [base.name]
     if any(name.endswith((".safetensors", ".gguf", ".pth", ".bin")) for name in names):
-        loaded = load(base, device, dtype)
+        loaded = opener(config)(base, device, dtype)
         model, tokenizer, generation = loaded.model, loaded.tokenizer, loaded.generation
     elif "config.json" in names:
         model = Decoder(read_config(base / "config.json"))
