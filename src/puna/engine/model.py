@@ -60,11 +60,11 @@ class Model:
         prefix_cache: bool = True,
         needs: Needs | None = None,
         speculate: "Model | str | Literal[False] | None" = None,
-    ) -> None:
         notes: Sequence[str] = (),
+    ) -> None:
         self.needs = needs  # of memory, as forecast before loading
-        self.decoder = decoder.eval()
         self.notes = tuple(notes)  # what the load left out or packed in other bits, one sentence each
+        self.decoder = decoder.eval()
         self._generation = generation  # what the checkpoint said, to be saved with it
         self.tokenizer = tokenizer
         self.defaults = defaults or Sampling()
