@@ -14,18 +14,18 @@ from puna.checkpoint.meta_bits import COMPANION, RankBits
 from puna.checkpoint.meta_names import COLUMNS, Recipe, recipes, same
 from puna.checkpoint.meta_params import read_params
 from puna.checkpoint.meta_shard import Shard
+from puna.checkpoint.meta_vision import TEXT, is_vision, vision_recipes
 from puna.checkpoint.source import GenerationDefaults
 from puna.checkpoint.validate import weights_file
 from puna.errors import PunaError
 from puna.model.quantized import Weight, by_rows, stacked
 from puna.text.tokenizer import Tokenizer
 
-_SHARD = re.compile(r"consolidated\.(\d+)\.pth")
-_VISION = re.compile(r"(vision_embeddings|vision_projection)\.")
+_SHARD = re.compile(r"consolidated\.(?:(\d+)\.)?pth")  # a model of one shard may have no number
 
 
 class MetaSource:
-    """A folder with `consolidated.*.pth` and `params.json` (see `Source`)."""
+    """A folder with `consolidated.*.pth` and `params.json` (see `Source`). text_only: without what is for pictures."""
 
     format = "meta"
 
@@ -39,7 +39,7 @@ class MetaSource:
         for shard in self._shards[1:]:
             if odd := shard.names ^ first.names:
                 raise PunaError(f"{shard.path} and {first.path} disagree on tensor {min(odd)}: shards of two models?")
-        text = [name for name in sorted(first.names) if not _VISION.match(name)]
+        text = [name for name in sorted(first.names) if not (text_only and is_vision(name))]
         companions = [name for name in text if (match := COMPANION.fullmatch(name)) and f"{match[1]}.weight" in text]
         stored = {name: first.shape(name) for name in text if name not in companions}
         self.config, quantisation = read_params(params, stored, len(self._shards))
@@ -54,6 +54,10 @@ class MetaSource:
         if left_out := len(first.names) - len(text):
             self._notes.append(f"Left out {left_out} vision tensors: this load is text only.")
         known = recipes(self.config)
+        if any(name.startswith(TEXT) for name in stored):
+            known = {name: Recipe(tuple(TEXT + part for part in recipe.stored), recipe.join)
+                     for name, recipe in known.items()}  # fmt: skip
+        known |= vision_recipes(self.config)
         self._recipes = {name: recipe for name, recipe in known.items() if set(recipe.stored) <= set(stored)}
         used = {name for recipe in self._recipes.values() for name in recipe.stored}
         self._recipes.update({name: Recipe((name,), same) for name in stored if name not in used})
@@ -69,7 +73,7 @@ class MetaSource:
         shapes = self.shapes()
         if "lm_head.weight" not in shapes or shapes["lm_head.weight"] != shapes.get("embed_tokens.weight"):
             return
-        stored = ("tok_embeddings.weight", "output.weight")
+        stored = [self._recipes[name].stored[0] for name in ("embed_tokens.weight", "lm_head.weight")]
         if len({self._ranks[0].quantised(name) for name in stored}) > 1:
             return
         embedding, head = (self._shards[0].tensor(name) for name in stored)
@@ -173,7 +177,7 @@ def _kept(weight: Weight) -> Weight:
 
 
 def _shard_paths(folder: Path) -> list[Path]:
-    found = {int(match[1]): entry for entry in folder.iterdir() if (match := _SHARD.fullmatch(entry.name))}
+    found = {int(match[1] or 0): entry for entry in folder.iterdir() if (match := _SHARD.fullmatch(entry.name))}
     if not found:
         raise PunaError(f"{folder} holds no consolidated.NN.pth beside its params.json. Download the weights too.")
     for rank in range(max(found) + 1):

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from puna.checkpoint.meta_bits import Quantisation, read_quantisation
+from puna.checkpoint.meta_vision import TEXT, read_vision
 from puna.checkpoint.validate import Fields, read_json
 from puna.errors import PunaError
 from puna.family.config import AttentionTemperature, ModelConfig, RopeScaling
@@ -22,17 +23,17 @@ def read_params(
     """The decoder's shape from params.json and, for what that leaves out, from one rank's tensor shapes; and how its
     weights are quantised.
 
-    Raises PunaError for a missing or invalid file, a missing or mistyped key, unknown quantisations, vision releases.
+    Raises PunaError for a missing or invalid file, a missing or mistyped key, unknown quantisations.
     """
     fields = Fields(read_json(path, hint="Meta's weights need it: download it into the same folder."), path)
     fields = fields.section("model") or fields
     quantisation = read_quantisation(fields)
-    if fields.integer("vision_chunk_size", -1) > 0 or "vision_model" in fields:
-        raise PunaError(f"{path}: Llama 3.2 Vision is not supported yet. Load a text model or Llama 4.")
+    tower, shapes = shapes, {name.removeprefix(TEXT): shape for name, shape in shapes.items()}
     fused = any(name.endswith("attention.wqkv.weight") for name in shapes)
     try:
         read = _llama4 if fused or any(k in fields for k in _LLAMA4_KEYS) else _llama
-        return read(fields, shapes, ranks), quantisation
+        config = read(fields, shapes, ranks)
+        return config.with_(vision=read_vision(fields, tower, ranks, config)), quantisation
     except ValueError as error:
         raise PunaError(
             f"{path} describes an impossible model: {error}. Mend it, or fetch the file again."
