@@ -1,5 +1,6 @@
 """From a task's tokens to the pieces that a reader sees, as a stream that can be closed at any time."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self, TypeVar
@@ -149,7 +150,8 @@ def describe(logits_V: Tensor, token: int, top: int, tokenizer: Tokenizer | None
 
     likeliest = logprobs_V.topk(min(top, logprobs_V.shape[0]))
     alternatives = tuple(map(entry, likeliest.indices.tolist(), likeliest.values.tolist()))
-    return entry(token, float(logprobs_V[token]), alternatives)
+    readable_only = token >= len(logprobs_V)  # such as <|image|>, which no model writes
+    return entry(token, -math.inf if readable_only else float(logprobs_V[token]), alternatives)
 
 
 class _Writer:

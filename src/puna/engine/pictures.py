@@ -31,12 +31,14 @@ LARGEST_KEPT = 8  # as many pictures of the largest size find room
 class Shown:
     """One picture in a prompt.
 
-    first: the first token that has to do with the picture; those from `end` on have not (None: all of them have).
+    place: of its first placeholder. first: the first token that has to do with it, which may stand before that; those
+    from `end` on have not (None: all of them have).
     """
 
     key: bytes
     tiles_T3SS: Tensor
     grid: tuple[int, int]
+    place: int
     first: int
     end: int | None
 
@@ -44,11 +46,12 @@ class Shown:
 def shown(inputs: Inputs, token_ids: Sequence[int], config: ModelConfig) -> list[Shown]:
     """The pictures of inputs, whose token ids are checked already. Raises PunaError naming the field that is wrong."""
     vision, pixels, grids = config.vision, inputs.pixel_values, inputs.grids
-    if pixels is None and not grids:
+    grids = None if grids is None or not len(grids) else grids
+    if pixels is None and grids is None:
         return []
     if vision is None:
         raise PunaError("these Inputs hold pictures, but this model reads text only")
-    if pixels is None or not grids:
+    if pixels is None or grids is None:
         raise PunaError(f"Inputs.{'pixel_values' if pixels is None else 'grids'} is missing: pictures need both")
     checked = _grids(grids, vision)
     counts = [vision.tiles(grid) for grid in checked]
@@ -61,12 +64,12 @@ def shown(inputs: Inputs, token_ids: Sequence[int], config: ModelConfig) -> list
             f"{[list(grid) for grid in checked]!r:.120} need {sum(each)}; let `prepare` lay out the prompt"
         )
     ends = _ends(places, each, vision)
-    firsts = [places[first] for first in np.cumsum([0, *each[:-1]]).tolist()]
-    if isinstance(vision, Llama32Vision) and vision.reference == "transformers":
-        firsts = [0] * len(firsts)  # there, tokens before the first picture read all pictures
+    first = np.cumsum([0, *each[:-1]]).tolist()
+    # there, tokens before the first picture read all pictures
+    reads_ahead = isinstance(vision, Llama32Vision) and vision.reference == "transformers"
     return [
-        Shown(_key(tiles_T3SS, grid), tiles_T3SS, grid, first, end)
-        for tiles_T3SS, grid, first, end in zip(tiles, checked, firsts, ends, strict=True)
+        Shown(_key(tiles_T3SS, grid), tiles_T3SS, grid, places[at], 0 if reads_ahead else places[at], end)
+        for tiles_T3SS, grid, at, end in zip(tiles, checked, first, ends, strict=True)
     ]
 
 
@@ -267,8 +270,8 @@ class Looker:
         if len(known) < len(pictures.held):
             return False
         # what comes before is in the cache already, and has nothing to do with these
-        first = pictures.held[0].first
-        pictures.placed = self.decoder.place([-1] * first + list(pictures.prompt[first:]), known)
+        place = pictures.held[0].place
+        pictures.placed = self.decoder.place([-1] * place + list(pictures.prompt[place:]), known)
         return True
 
     def look(self, waiting: Sequence[TaskPictures], answers: bool) -> bool:
@@ -280,7 +283,7 @@ class Looker:
         start = time.perf_counter()
         seen = self._tiles(pending, self._count(answers)) if isinstance(
             self.decoder.config.vision, Llama4Vision) else self._picture(pending[0])  # fmt: skip
-        seconds = time.perf_counter() - start
+        seconds = max(time.perf_counter() - start, 1e-9)
         self._cost = seconds / seen
         self._debt = seconds
         return True

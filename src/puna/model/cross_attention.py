@@ -19,6 +19,8 @@ from puna.model.linear import Linear
 from puna.model.norm import RMSNorm
 from puna.model.pictures import CrossFeatures, Seen
 
+TOGETHER = 8  # tokens that read a picture at once
+
 
 class CrossAttention(nn.Module):
     """Queries from text, keys and values from pictures; both are normalised per head, neither is rotated."""
@@ -93,12 +95,17 @@ def features_of(
 
 
 def _attend(q_CHK: Tensor, k_NGK: Tensor, v_NGK: Tensor) -> Tensor:
-    """Every query sees every key [C, H, K]. Heads of a group become rows, so that no key is copied for them."""
-    groups = k_NGK.shape[1]
-    q_GRK = q_CHK.unflatten(1, (groups, -1)).transpose(0, 1).flatten(1, 2)
-    k, v = (x.transpose(0, 1)[None] for x in (k_NGK, v_NGK))
-    out_GRK = F.scaled_dot_product_attention(q_GRK[None], k, v)[0]
-    return out_GRK.unflatten(1, (len(q_CHK), -1)).transpose(0, 1).flatten(1, 2)
+    """Every query sees every key [C, H, K]. Heads of a group become rows, so that no key is copied for them.
+
+    Always so many tokens at once, the last ones filled up: PyTorch chooses its products by their size, and a token's
+    bits should not depend on how a prompt was cut.
+    """
+    groups, blocks = k_NGK.shape[1], -(-len(q_CHK) // TOGETHER)
+    q_CHK, count = F.pad(q_CHK, (0, 0, 0, 0, 0, blocks * TOGETHER - len(q_CHK))), len(q_CHK)
+    q = q_CHK.unflatten(1, (groups, -1)).unflatten(0, (blocks, TOGETHER)).transpose(1, 2).flatten(2, 3)
+    k, v = (x.transpose(0, 1)[None].expand(blocks, -1, -1, -1) for x in (k_NGK, v_NGK))
+    out = F.scaled_dot_product_attention(q, k, v)
+    return out.unflatten(2, (TOGETHER, -1)).transpose(1, 2).flatten(0, 1).flatten(1, 2)[:count]
 
 
 def _replaced(x_SD: Tensor, runs: Sequence[slice], new_CD: Tensor) -> Tensor:
