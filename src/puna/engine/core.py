@@ -12,6 +12,7 @@ from torch import Tensor
 from puna.engine.blocks import BlockStore
 from puna.engine.grammar import Grammar
 from puna.engine.pace import Pace
+from puna.engine.pictures import Gallery, Looker, TaskPictures, gallery_bytes
 from puna.engine.sampling import Sampling, choose
 from puna.engine.scheduler import Plan, Reason, Sequence, State, schedule
 from puna.engine.sizes import CacheSize
@@ -19,8 +20,9 @@ from puna.engine.speculation import Drafter, Speculation
 from puna.engine.stats import Meter, Stats
 from puna.errors import PunaError
 from puna.model import Decoder
-from puna.model.paged import BLOCK, Batch, PagedPool, Span
 from puna.model.on_demand import expert_cache
+from puna.model.paged import BLOCK, Batch, PagedPool, Span
+from puna.model.pictures import PassPictures
 
 RUN_AHEAD = 64  # tokens that may lie unread before an answer waits for its reader
 
@@ -42,6 +44,7 @@ class Task(Sequence):
     answer: list[int] = field(default_factory=list)
     guesses: list[int] = field(default_factory=list)  # what may follow, computed in this step's pass
     random: torch.Generator | None = None
+    pictures: TaskPictures | None = None
     outbox: "SimpleQueue[Delivery]" = field(default_factory=SimpleQueue)
 
 
@@ -70,6 +73,7 @@ class Core:
         self.pace = Pace(fixed_steps)
         self.meter, self.experts = Meter(), expert_cache(decoder)
         self.speculation = Speculation(drafter) if drafter else None
+        self.looker = Looker(decoder, Gallery(gallery_bytes(decoder.config, decoder.dtype.itemsize)), fixed_steps)
         self._pool: PagedPool | None = None
 
     def tasks(self) -> list[Task]:
@@ -91,6 +95,7 @@ class Core:
         """Compute something for somebody. False: there is nothing to do, or nothing possible before time passes."""
         state = self.state
         going: list[Task] = [s for s in state.running if s.remaining == 1 and not s.paused]  # type: ignore[misc]
+        looked = self._look(bool(going))
         start = time.perf_counter()
         if self.speculation:
             price = self.pace.price(len(going))
@@ -104,8 +109,10 @@ class Core:
         for sequence, reason in plan.ended:
             self._tell(sequence, reason)  # type: ignore[arg-type]
         self.meter.preemptions += len(plan.preempted)
-        if not plan.pieces:
-            return False
+        for sequence in plan.preempted:
+            self._let_go(sequence)  # type: ignore[arg-type]
+        if not plan.pieces:  # whoever has just begun may have to look first
+            return looked or any(task.ready is not None and task.stepped == state.step for task in state.running)
         begin = time.perf_counter()
         guesses = self._guess(plan)
         drafting = time.perf_counter() - begin
@@ -117,6 +124,7 @@ class Core:
             else:
                 self.finish(task, rows)
         seconds = time.perf_counter() - start
+        self.looker.worked(seconds)
         self.pace.record(answers, tokens - answers, seconds - drafting, guesses, drafting)
         self.meter.record(answers + confirmed, tokens + guesses, seconds)
         return True
@@ -151,6 +159,41 @@ class Core:
     def _forget(self, task: Task) -> None:
         if self.speculation:
             self.speculation.forget(task)
+        self._let_go(task)
+
+    def _let_go(self, task: Task) -> None:
+        """It doesn't run any more, so it holds no pictures."""
+        if task.pictures:
+            self.looker.leave(task.pictures)
+            task.ready = task.pictures.ready(0)
+
+    def _look(self, answers: bool) -> bool:
+        """Look at some of the pictures that running requests wait for. False: there was nothing to look at."""
+        shows = [task for task in self.state.running if task.pictures]  # type: ignore[attr-defined]  # all are tasks
+        tasks: list[Task] = sorted(shows, key=lambda task: task.rank)  # type: ignore[arg-type]
+        if not tasks:
+            return False
+        waiting = self._unsettled(tasks)
+        try:
+            looked = self.looker.look([task.pictures for task in waiting if task.pictures], answers)
+        except Exception as error:
+            for task in waiting:
+                self.finish(task, error)
+            return True
+        if looked:
+            self._unsettled(waiting)
+        return looked
+
+    def _unsettled(self, tasks: list[Task]) -> list[Task]:
+        """Those of these tasks whose next pictures are not known yet."""
+        found = []
+        for task in tasks:
+            assert task.pictures is not None
+            if not self.looker.settle(task.pictures, task.computed):
+                found.append(task)
+                task.stepped = self.state.step  # it takes part in this step
+            task.ready = task.pictures.ready(task.computed)
+        return found
 
     def _guess(self, plan: Plan) -> int:
         """Let the drafter fill what was planned for guesses. How many there are."""
@@ -177,7 +220,7 @@ class Core:
                                    self.kv, self.decoder.device)
         ids: list[int] = []
         rows: list[int] = []
-        spans, counts = [], []
+        spans, counts, shares = [], [], []
         for task, count in pieces:
             start = task.computed
             skipped = min(max(task.wanted - start, 0), count)
@@ -185,11 +228,15 @@ class Core:
             count = len(new)
             rows += range(len(ids) + skipped, len(ids) + count)
             counts.append(count - skipped)
+            if task.pictures:
+                shares.append(task.pictures.share(start, count, len(ids)))
             ids += new
             spans.append(Span(start, count, task.table.full, task.table.local))
         device = self.decoder.device
+        pictures = PassPictures.joined(shares)
         logits_1RV = self.decoder(torch.tensor([ids], device=device), cache=Batch(self._pool, spans),
-                                  rows=torch.tensor(rows, dtype=torch.long, device=device))
+                                  rows=torch.tensor(rows, dtype=torch.long, device=device),
+                                  **({"pictures": pictures} if pictures else {}))  # fmt: skip
         return logits_1RV[0].to("cpu", torch.float32).split(counts)
 
     def _advance(self, task: Task, count: int, rows_RV: Tensor) -> int:

@@ -15,6 +15,7 @@ from puna.engine.forecast import Forecast, Needs
 from puna.engine.generate import Request, Rows, Scores, Stream
 from puna.engine.grammar import Grammar, Vocabulary
 from puna.engine.pace import LARGEST
+from puna.engine.pictures import Shown, shown
 from puna.engine.reply import ContextLengthError, Inputs, Reply, TokenLogprob
 from puna.engine.sampling import Options, Sampling
 from puna.engine.sizes import CacheSize, cache_size
@@ -97,22 +98,27 @@ class Model:
         return self.decoder.config
 
     def prepare(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] | None = None) -> Inputs:
-        """A chat as ready inputs, ending where the assistant speaks. PunaError without a tokenizer or with pictures."""
+        """A chat as ready inputs, ending where the assistant speaks.
+
+        Pictures and videos are parts of the user's messages (docs/sight.md). Raises PunaError without a tokenizer, for
+        pictures where the model reads text only, and naming messages[i].content[j] for what can't be read.
+        """
         tokenizer = self._need_tokenizer("a chat")
         if not messages:
             raise PunaError("messages is empty: a chat needs at least one message")
         for at, message in enumerate(messages):
             if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
                 raise PunaError(f"messages[{at}] must be a dict with 'role' and 'content', not {message!r:.80}")
-            parts = message.get("content")
-            for part in parts if isinstance(parts, list) else ():
-                if isinstance(part, Mapping) and part.get("type") not in ("text", None):
-                    raise PunaError(f"messages[{at}] holds a part of type {part['type']!r}; this model reads text only")
-        return Inputs(tokenizer.render(list(messages), tools=list(tools) if tools else None))
+        told = list(tools) if tools else None
+        if self.config.vision is None:
+            return Inputs(tokenizer.render(list(messages), tools=told))
+        from puna.engine.picture_parts import prepare
+
+        return prepare(tokenizer, self.config.vision, list(messages), told)
 
     def logits(self, ids_or_inputs: Inputs | Sequence[int] | Tensor) -> Tensor:
         """The plain forward pass: float32 [S, V], row i for the token after i. Every token is computed for it."""
-        return torch.cat(list(Rows(self._engine, self._ids(ids_or_inputs))))
+        return torch.cat(list(Rows(self._engine, *self._checked(ids_or_inputs))))
 
     def score(self, ids_or_inputs: Inputs | Sequence[int] | Tensor, top: int = 0) -> list[TokenLogprob | None]:
         """The log-probability of each token given those before it (None for the first), with `top` alternatives."""
@@ -120,7 +126,8 @@ class Model:
 
     def scores(self, ids_or_inputs: Inputs | Sequence[int] | Tensor, top: int = 0, *, key: str | None = None) -> Scores:
         """What `score` gives, one by one, and with an end that can be called: `close`. key: see `stream`."""
-        return Scores(self._engine, self._ids(ids_or_inputs), top, self.tokenizer, key)
+        ids, pictures = self._checked(ids_or_inputs)
+        return Scores(self._engine, ids, top, self.tokenizer, key, pictures)
 
     def memory_used(self) -> tuple[Forecast | None, int]:
         """What was forecast for the cache that was really used, and the process's largest resident size so far."""
@@ -153,17 +160,18 @@ class Model:
         """The answer piece by piece; the last piece has `.reply`. Close it to stop early.
 
         prompt: text (gets BOS once), messages (list of dicts), `Inputs`, or token ids (taken as they are).
-        Beside the fields of `Sampling`: tools (OpenAI's definitions; only with messages), schema (JSON schema that the
-        answer follows), and for the engine: key (requests of one key share its part of the machine), priority (the
-        smaller, the earlier; 0), timeout (seconds after which the answer fails). Everything is checked, and the work
-        begins, before this returns. Raises ContextLengthError for a prompt that is too long, QueueFullError where too
+        Beside the fields of `Sampling`: tools (OpenAI's definitions; with messages, or with what `prepare` made of
+        messages and the same tools), schema (JSON schema that the answer follows), and for the engine: key (requests
+        of one key share its part of the machine), priority (the smaller, the earlier; 0), timeout (seconds after which
+        the answer fails). Everything is checked, and the work begins, before this returns. Raises ContextLengthError
+        for a prompt that is too long, QueueFullError where too
         many wait already, PunaError for any other mistake.
         """
         tools, schema = options.get("tools"), options.get("schema")
         sampling = self.defaults.with_options({k: v for k, v in options.items() if k not in BESIDE})
-        if tools and not _is_chat(prompt):
+        if tools and not (_is_chat(prompt) or isinstance(prompt, Inputs)):
             raise PunaError("tools need a chat: give messages, or use render(messages, tools=...) and parse yourself")
-        ids = self.prompt_ids(prompt, tools)
+        ids, pictures = self._checked(self._read(prompt, tools))
         if sampling.stop:
             self._need_tokenizer("a stop string")
         beyond = [token for token in sampling.logit_bias if token >= self.config.vocab_size]
@@ -182,13 +190,17 @@ class Model:
             key=options.get("key"),
             priority=_priority(options.get("priority")),
             timeout=_timeout(options.get("timeout")),
+            pictures=pictures,
         )
         return Stream(self._engine, request, self.tokenizer)
 
     def save(self, path: str | Path, format: Literal["safetensors", "gguf"] = "safetensors") -> None:
         """Write a checkpoint: a folder that transformers loads, or a GGUF file that llama.cpp loads."""
         from puna.checkpoint import save
+        from puna.engine.adapters import has_adapter
 
+        if has_adapter(self.decoder):
+            raise PunaError("this model has an adapter beside its weights; `puna export` writes both as one checkpoint")
         save(self.decoder, self.config, self.tokenizer, Path(path), format=format, generation=self._generation)
 
     @cached_property
@@ -205,26 +217,31 @@ class Model:
 
     def prompt_ids(self, prompt: Prompt, tools: Sequence[Mapping[str, Any]] | None = None) -> list[int]:
         """The token ids that a prompt of any kind becomes: text gets BOS, a chat is rendered, ids stay as they are."""
+        return self._checked(self._read(prompt, tools))[0]
+
+    def _read(self, prompt: Prompt, tools: Sequence[Mapping[str, Any]] | None) -> Inputs | Sequence[int] | Tensor:
         if isinstance(prompt, str):
             tokenizer = self._need_tokenizer("a text prompt")
             bos = tokenizer.bos_id if tokenizer.bos_id is not None else self.config.bos_token_id
-            prompt = ([] if bos is None else [bos]) + tokenizer.encode(prompt)
-        elif _is_chat(prompt):
-            prompt = self.prepare(prompt, tools)  # type: ignore[arg-type]
-        return self._ids(prompt)  # type: ignore[arg-type]
+            return ([] if bos is None else [bos]) + tokenizer.encode(prompt)
+        return self.prepare(prompt, tools) if _is_chat(prompt) else prompt  # type: ignore[arg-type, return-value]
 
-    def _ids(self, given: Inputs | Sequence[int] | Tensor) -> list[int]:
-        if isinstance(given, Inputs):
-            if given.pixel_values is not None or given.grids:
-                raise PunaError("these Inputs hold pictures, but this model reads text only")
-            given = given.token_ids
+    def _checked(self, given: Inputs | Sequence[int] | Tensor) -> tuple[list[int], Sequence[Shown]]:
+        if not isinstance(given, Inputs):
+            return self._ids(given), ()
+        ids = self._ids(given.token_ids)
+        pictures = shown(given, ids, self.config)
+        self._engine.core.looker.check(pictures)
+        return ids, pictures
+
+    def _ids(self, given: Sequence[int] | Tensor) -> list[int]:
         if hasattr(given, "tolist"):  # a tensor or an array
             given = given.tolist()
         if not isinstance(given, Sequence) or isinstance(given, str | bytes):
             raise PunaError(f"a prompt is text, messages, Inputs or a list of token ids, not {type(given).__name__}")
         if not given:
             raise PunaError("the prompt is empty: it needs at least one token")
-        size = self.config.vocab_size
+        size = self.config.input_vocab_size
         ids: list[int] = []
         for at, id in enumerate(given):
             try:

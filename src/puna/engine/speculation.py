@@ -274,7 +274,7 @@ class DraftModel:
         for sequence, new in pieces:
             draft = self._drafts[sequence]
             spans.append(Span(draft.end, len(new), draft.table.full, draft.table.local))
-            ids += new
+            ids += [min(token, self.decoder.config.vocab_size - 1) for token in new]  # it may not know <|image|>
             rows.append(len(ids) - 1)
         device = self.decoder.device
         logits_1RV = self.decoder(torch.tensor([ids], device=device), cache=Batch(self._pool, spans),
