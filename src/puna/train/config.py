@@ -18,6 +18,7 @@ class Source(_Strict):
 
     file: str
     weight: float = Field(1.0, gt=0)  # share of the stage's rows, relative to the other sources
+    outputs_of: str | None = None  # the model that wrote it, if one did: its licence may say what may learn from it
     packing: Literal["stream", "starts", "whole"] | None = None  # how documents fill rows; None: as the method does
     overlong: Literal["split", "refuse"] | None = None  # documents longer than a row; None: as the method does
 
@@ -56,6 +57,7 @@ class TrainConfig(_Strict):
     seed: int = Field(0, ge=0)
     save_every: int = Field(200, gt=0)  # steps
     evaluate_every: int = Field(200, gt=0)  # steps
+    domicile: Literal["EU", "elsewhere"] | None = None  # of whoever trains: some licences ask
     heldout: str | None = None  # JSON lines with `text`, scored in bits per byte
 
     @field_validator("method")

@@ -55,8 +55,9 @@ def run(
     evaluations: Sequence[Evaluation],
     report: Callable[[Progress], None],
     note: Callable[[str], None],
-) -> None:
-    """Train the session's model in place for all its steps, continuing the folder's saved state if it has one.
+) -> int:
+    """Train the session's model in place for all its steps, continuing the folder's saved state if it has one; gives
+    the predictions of the whole run.
 
     Raises PunaError where a saved state doesn't fit, and where the loss stops being finite.
     """
@@ -95,6 +96,7 @@ def run(
             if done % config.save_every == 0 or done == config.steps:
                 metrics.flush()
                 folder.save(session.state_dict(), {"step": done, "tokens": tokens, "order": config.order()})
+    return tokens
 
 
 def gradients(session: Session, passes: Sequence[Batch], rate: float) -> tuple[float, dict[str, float]]:

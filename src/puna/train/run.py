@@ -1,19 +1,16 @@
 """A whole run: from a base and a configuration to a folder that loads like any checkpoint."""
 
-import hashlib
-import json
 import os
-import platform
 import shutil
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from puna.checkpoint.hf_config import read_config, read_generation
 from puna.checkpoint.hub import resolve
+from puna.checkpoint.lineage import write_record
 from puna.checkpoint.source import GenerationDefaults
 from puna.errors import PunaError
 from puna.model import Decoder
@@ -28,8 +25,9 @@ from puna.train.loop import Evaluation, Progress, run
 from puna.train.lora import opener
 from puna.train.method import Finished
 from puna.train.plan import Plan, make_plan
-from puna.train.read import data_files
+from puna.train.record import authors_of, recorded, run_record
 from puna.train.session import Session
+from puna.train.terms import check_terms, terms_of
 
 
 def train(
@@ -52,6 +50,9 @@ def train(
     check_files(config, data)
     given = str(base.resolve() if base.exists() else base)
     name, base = _named(base)
+    terms = terms_of(base, name)
+    for sentence in check_terms(terms, authors_of(config), config.domicile):
+        note(sentence)
     model, tokenizer, generation = open_base(base, config)
     folder = RunFolder(out, resume)
     try:
@@ -62,13 +63,16 @@ def train(
         session = Session.of(model, tokenizer, config, data, cache_folder())
         for sentence in session.order.notes():
             note(sentence)
-        run(session, folder, evaluations, report, note)
+        tokens = run(session, folder, evaluations, report, note)
         model.eval()
         session.routing.remove()
         _finish(session, Finished(model, tokenizer, generation, given), out)
-        record = _lineage(name, base, config, data, model, time.time() - begun)
-        (out / "lineage.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-        write_card(out, record)
+        recorded(session).write(out)
+        compute = {"seconds_of_last_session": round(time.time() - begun), "tokens": tokens, "steps": config.steps}
+        scores = [name for evaluation in evaluations for name in evaluation.names]
+        record = run_record(session, name, base, terms, data, out, compute, scores)
+        write_record(out, record)
+        write_card(out, record, base)
         draw_curves(out / "metrics.csv", out / "curves.png")
     finally:
         torch.set_flush_denormal(False)  # a setting of the whole thread, which others share
@@ -139,24 +143,3 @@ def _finish(session: Session, finished: Finished, out: Path) -> None:
     for file in new.iterdir():
         os.replace(file, out / file.name)
     new.rmdir()
-
-
-def _lineage(name: str, base: Path, config: TrainConfig, data: Path, model: Decoder, seconds: float) -> dict[str, Any]:
-    files = sorted({data / source.file for stage in config.stages for source in stage.sources})
-    return {
-        "base": {"name": name, "files": _hashes(sorted(p for p in ([base] if base.is_file() else base.iterdir())
-                                                            if p.is_file() and not p.name.startswith(".")))},
-        "data": _hashes([file for path in files for file in data_files(path)]),
-        "method": config.model_dump(),
-        "parameters": sum(p.numel() for p in model.parameters()),
-        "compute": {"seconds_of_last_session": round(seconds), "threads": torch.get_num_threads(),
-                    "device": str(model.device), "machine": platform.machine(), "torch": torch.__version__},
-    }  # fmt: skip
-
-
-def _hashes(files: list[Path]) -> dict[str, str]:
-    found = {}
-    for file in files:
-        with file.open("rb") as handle:
-            found[file.name] = hashlib.file_digest(handle, "sha256").hexdigest()
-    return found
