@@ -24,30 +24,34 @@ def _operand(node: Node) -> Node:
     return bare(node) if node.kind == "other" else node
 
 
-@check("sum-tested-negative")
+@check("sum-tested-negative", "binary")
 def sum_tested_negative(function: Node) -> Iterable[Node]:
     """`if (a + b < 0)` with signed numbers: where the sum overflows it isn't defined, and compilers drop the test."""
     known = facts(function)
-    if any(n.kind == "name" and re.fullmatch(r"S?SIZE_MAX|U?(INT|LONG)\w*_MAX", n.name) for n in known.nodes):
-        return
-    for node in known.nodes:
+    for node in known.of("binary"):
         if in_order(node) and node.name == "<" and bare(node.args[1]).value == 0 and node.args[1].kind == "number":
             total = bare(node.args[0])
             if (
                 total.kind == "binary"
                 and total.name == "+"
                 and len(total.args) == 2
+                and not _limited(known)
                 and all(a.kind in ("name", "member") and not a.name.isupper() for a in map(bare, total.args))
             ):
                 yield node
 
 
-@check("difference-tested-negative")
+def _limited(known: Facts) -> bool:
+    """Whether the function knows of the largest numbers."""
+    return any(re.fullmatch(r"S?SIZE_MAX|U?(INT|LONG)\w*_MAX", n.name) for n in known.of("name"))
+
+
+@check("difference-tested-negative", "assign", "binary")
 def difference_tested_negative(function: Node) -> Iterable[Node]:
     """A difference of unsigned numbers goes into a signed one and only that is compared with 0."""
     known = facts(function)
-    for node in known.nodes:
-        if node.kind != "assign" or node.base is None or not node.args or node.name != "=":
+    for node in known.of("assign"):
+        if node.base is None or not node.args or node.name != "=":
             continue
         value, name = _operand(node.args[0]), node.base.path()
         if not (value.kind == "binary" and value.name == "-" and re.fullmatch("int|long", known.types.get(name, ""))):
@@ -63,13 +67,11 @@ def difference_tested_negative(function: Node) -> Iterable[Node]:
                 break
 
 
-@check("sizes-summed-narrow")
+@check("sizes-summed-narrow", "loop", "assign", "call")
 def sizes_summed_narrow(function: Node) -> Iterable[Node]:
     """Lengths are added up in an int, in a loop, and memory of that size is made."""
     known = facts(function)
-    for loop in known.nodes:
-        if loop.kind != "loop":
-            continue
+    for loop in known.of("loop"):
         for node in [n for part in loop.body for n in part.walk()]:
             if node.kind != "assign" or node.name != "+=" or node.base is None or node.base.kind != "name":
                 continue
@@ -88,12 +90,12 @@ def sizes_summed_narrow(function: Node) -> Iterable[Node]:
 _HOLDERS = ("String", "reserve", "resize", "StringBuffer")
 
 
-@check("product-widened")
+@check("product-widened", "assign", "binary")
 def product_widened(function: Node) -> Iterable[Node]:
     """A product of 32-bit numbers goes into a 64-bit one: it is computed in 32 bits and has wrapped round before."""
     known = facts(function)
-    for node in known.nodes:
-        if node.kind != "assign" or node.base is None or not node.args or node.name not in ("=", "+="):
+    for node in known.of("assign"):
+        if node.base is None or not node.args or node.name not in ("=", "+="):
             continue
         if not _WIDE.match(known.types.get(node.base.path(), node.type or "")):
             continue
@@ -120,12 +122,12 @@ def _bounded_anywhere(known: Facts, name: str) -> bool:
     return any(c.name in ("<", ">", "<=", ">=") for c, _ in known.compared(name))
 
 
-@check("shift-below-zero")
+@check("shift-below-zero", "binary")
 def shift_below_zero(function: Node) -> Iterable[Node]:
     """`1 << (n - 1)` where n is a parameter that nothing compares: n = 0 shifts by a negative number."""
     known = facts(function)
-    for node in known.nodes:
-        if node.kind == "binary" and node.name == "<<" and len(node.args) == 2:
+    for node in known.of("binary"):
+        if node.name == "<<" and len(node.args) == 2:
             amount = bare(node.args[1])
             if amount.kind == "binary" and amount.name == "-" and bare(amount.args[1]).kind == "number":
                 name = bare(amount.args[0])
@@ -147,7 +149,7 @@ def _looked_at(known: Facts, name: str) -> bool:
 _FILLS = re.compile(r"^(zend_parse_\w+|sscanf|fscanf|scanf|luaL_\w+)$")
 
 
-@check("allocation-sum")
+@check("allocation-sum", "call", "binary")
 def allocation_sum(function: Node) -> Iterable[Node]:
     """Memory is made for `n + 1` with an n from outside that has no upper bound: the sum wraps round to almost 0."""
     known = facts(function)
@@ -188,20 +190,20 @@ def _upper_bound(known: Facts, path: str, end: int) -> bool:
     )
 
 
-@check("offset-endless")
+@check("offset-endless", "loop", "assign", "call")
 def offset_endless(function: Node) -> Iterable[Node]:
     """A loop without a condition writes at an offset that grows, and nothing compares the offset."""
     known = facts(function)
-    for loop in known.nodes:
-        if loop.kind != "loop" or any(not _always(a) for a in loop.args) or _counted(loop, known):
+    for loop in known.of("loop"):
+        if any(not _always(a) for a in loop.args) or _counted(loop, known):
             continue
         for node in [n for part in loop.body for n in part.walk()]:
             if node.kind == "assign" and node.name == "+=" and node.base is not None and node.base.kind == "name":
                 name = node.base.name
                 if known.compared(name) or not node.args or not varies(bare(node.args[0])):
                     continue
-                for use in known.nodes:
-                    if use.kind == "call" and within(known, use, loop) and _writes_at(use, name):
+                for use in known.of("call"):
+                    if within(known, use, loop) and _writes_at(use, name):
                         yield use
                         return
 

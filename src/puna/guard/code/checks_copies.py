@@ -15,12 +15,12 @@ _TEXT = re.compile(r"(const )?(unsigned )?char ?(const )?\*")
 _COPIES = ("memcpy", "memmove", "bcopy", "wmemcpy", "CopyMemory", "RtlCopyMemory", "copy_from_user")
 
 
-@check("read-terminated")
+@check("read-terminated", "assign", "call", "index")
 def read_terminated(function: Node) -> Iterable[Node]:
     """`n = read(fd, buf, sizeof(buf)); buf[n] = 0;` writes one past the end when the buffer is filled."""
     known = facts(function)
-    for node in known.nodes:
-        if node.kind != "assign" or node.base is None or not node.args:
+    for node in known.of("assign"):
+        if node.base is None or not node.args:
             continue
         value = bare(node.args[0])
         where = _READS.get(called(value))
@@ -53,12 +53,12 @@ def _about(comparison: Node, declared: Node) -> bool:
     )
 
 
-@check("length-without-end")
+@check("length-without-end", "assign", "call")
 def length_without_end(function: Node) -> Iterable[Node]:
     """`malloc(strlen(s))` and then strcpy: the final NUL has no room."""
     known = facts(function)
-    for node in known.nodes:
-        if node.kind != "assign" or node.base is None or not node.args:
+    for node in known.of("assign"):
+        if node.base is None or not node.args:
             continue
         value = bare(node.args[0])
         if value.kind != "call" or not ALLOCATES.search(called(value)) or not value.args:
@@ -76,11 +76,11 @@ def length_without_end(function: Node) -> Iterable[Node]:
                 break
 
 
-@check("copy-upper-only")
+@check("copy-upper-only", "call", "binary")
 def copy_upper_only(function: Node) -> Iterable[Node]:
     """A signed length is tested against its upper limit only and then given to a copy, where -1 is huge."""
     known = facts(function)
-    for node in known.nodes:
+    for node in known.of("call"):
         if called(node) not in (*_COPIES, "read", "recv", "strncpy") or len(node.args) < 3:
             continue
         size = bare(node.args[2])
@@ -114,7 +114,7 @@ def _upper(comparison: Node, path: str) -> bool:
 _STRINGS = ("strchr", "strrchr", "strstr", "strlen", "strcpy", "strcmp", "strdup", "atoi", "strtol", "sscanf")
 
 
-@check("string-with-length")
+@check("string-with-length", "call")
 def string_with_length(function: Node) -> Iterable[Node]:
     """A text comes with its length, which is only overwritten: string functions run past where the text ends."""
     known = facts(function)

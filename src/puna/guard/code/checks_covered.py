@@ -184,7 +184,7 @@ def _records(known: Facts, pair: Pair, names: dict[str, int]) -> Iterator[Node]:
                 break
 
 
-@check("length-asked-short")
+@check("length-asked-short", "if", "binary")
 def length_asked_short(function: Node) -> Iterable[Node]:
     """A test lets `x + n` bytes pass, and then the byte at `x + n` or behind it is read: one more is needed."""
     known = facts(function)
@@ -205,7 +205,7 @@ def length_asked_short(function: Node) -> Iterable[Node]:
 def _guards(known: Facts, length: str) -> list[tuple[str, int, int]]:
     """(path, bytes, place): after `if (path + bytes > length) return` that many are there."""
     found = []
-    for node in known.nodes:
+    for node in known.of("if"):
         if not (node.kind == "if" and leaves(node.body) and node.args) or node.orelse:
             continue
         test = bare(node.args[0])
@@ -249,12 +249,12 @@ def _asked_again(known: Facts, length: str, guards: list[tuple[str, int, int]], 
     return False
 
 
-@check("record-unmeasured")
+@check("record-unmeasured", "loop", "cast", "member")
 def record_unmeasured(function: Node) -> Iterable[Node]:
     """A loop runs while any byte is left, takes what is there for a structure and reads its members."""
     known = facts(function)
-    for loop in known.nodes:
-        if loop.kind != "loop" or len(loop.args) != 1:
+    for loop in known.of("loop"):
+        if len(loop.args) != 1:
             continue
         test = bare(loop.args[0])
         left = ""

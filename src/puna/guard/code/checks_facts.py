@@ -14,6 +14,9 @@ _ASSERTS = re.compile(
 )
 
 
+_NO_NODES: list[Node] = []
+
+
 class Facts:
     """One function, looked at once: nodes in source order with their parents, blocks, and what conditions test."""
 
@@ -33,12 +36,15 @@ class Facts:
             for child in below:
                 self.parent[id(child)] = node
             stack.extend(reversed(below))
+        self.kinds: dict[str, list[Node]] = {}
+        for node in self.nodes:
+            self.kinds.setdefault(node.kind, []).append(node)
         self.arrays: dict[str, Node] = {}
         self.static: set[str] = set()
         self.types: dict[str, str] = {a.name: a.type for a in function.args}
         self.parameters = {a.name for a in function.args if a.name}
-        for node in self.nodes:
-            if node.kind == "assign" and node.base is not None and node.type and node.base.kind == "name":
+        for node in self.of("assign"):
+            if node.base is not None and node.type and node.base.kind == "name":
                 self.types.setdefault(node.base.name, node.type)
                 if node.marks:
                     self.static.add(node.base.name)
@@ -54,8 +60,9 @@ class Facts:
                 if path:
                     self.tested.setdefault(path, []).append(at)
 
-    def tested_between(self, path: str, start: int, end: int) -> bool:
-        return any(start <= at <= end for at in self.tested.get(path, ()))
+    def of(self, kind: str) -> list[Node]:
+        """The nodes of one kind, in order."""
+        return self.kinds.get(kind, _NO_NODES)
 
     def in_test(self, node: Node) -> bool:
         """Whether the node is (part of) a condition."""
@@ -70,8 +77,8 @@ class Facts:
     def compared(self, path: str) -> list[tuple[Node, Node]]:
         """(comparison, other side) for every comparison of orders or equality that has `path` on one side."""
         found = []
-        for node in self.nodes:
-            if node.kind == "binary" and node.name in ("<", ">", "<=", ">=", "==", "!=") and len(node.args) == 2:
+        for node in self.of("binary"):
+            if node.name in ("<", ">", "<=", ">=", "==", "!=") and len(node.args) == 2:
                 for one, other in (node.args, node.args[::-1]):
                     if any(n.path() == path for n in one.walk()):
                         found.append((node, other))

@@ -17,7 +17,7 @@ _NOT_FREES = re.compile(
 )
 
 
-@check("freed-used")
+@check("freed-used", "call")
 def freed_used(function: Node) -> Iterable[Node]:
     """A pointer is reached through after it was freed, in the statements that follow in the same block."""
     for use, kind in _after_free(function):
@@ -25,7 +25,7 @@ def freed_used(function: Node) -> Iterable[Node]:
             yield use
 
 
-@check("freed-twice")
+@check("freed-twice", "call")
 def freed_twice(function: Node) -> Iterable[Node]:
     """A pointer is freed again with nothing assigned to it since."""
     for use, kind in _after_free(function):

@@ -27,20 +27,21 @@ def _is_count(node: Node, known: Facts) -> bool:
     return False
 
 
-@check("bound-off-by-one")
+@check("bound-off-by-one", "binary", "index")
 def bound_off_by_one(function: Node) -> Iterable[Node]:
     """An index may equal the number of elements: `if (i > count) return;` before `a[i]`, or `i <= count` in a loop
     over `a[i]`."""
     known = facts(function)
-    for node in known.nodes:
-        if node.kind == "if" and leaves(node.body) and node.args:
+    for node in known.of("if"):
+        if leaves(node.body) and node.args:
             for test in alternatives(node.args[0]):
                 if in_order(test) and test.name in ("<", ">"):
                     small, big = test.args if test.name == "<" else (test.args[1], test.args[0])
                     index = bare(big)
                     if index.kind == "name" and _too_far(small, index.name, known, node):
                         yield test
-        elif node.kind == "loop" and node.args and in_order(node.args[-1]) and node.args[-1].name == "<=":
+    for node in known.of("loop"):
+        if node.args and in_order(node.args[-1]) and node.args[-1].name == "<=":
             test = node.args[-1]
             index = bare(test.args[0])
             if index.kind == "name" and _spans_array(test.args[1], index.name, node, known):
@@ -95,11 +96,11 @@ def _spans_array(limit: Node, index: str, loop: Node, known: Facts) -> bool:
     return False
 
 
-@check("index-upper-only")
+@check("index-upper-only", "if", "binary", "index")
 def index_upper_only(function: Node) -> Iterable[Node]:
     """A signed index is tested against its upper bound only: a negative one passes."""
     known = facts(function)
-    for node in known.nodes:
+    for node in known.of("if"):
         if not (node.kind == "if" and leaves(node.body) and node.args):
             continue
         for test in alternatives(node.args[0]):
@@ -160,13 +161,11 @@ def _indexes(known: Facts, path: str, guard: Node) -> bool:
     )
 
 
-@check("index-grows")
+@check("index-grows", "loop", "index")
 def index_grows(function: Node) -> Iterable[Node]:
     """An index is stepped on in a loop and written through, and no condition in the function ever looks at it."""
     known = facts(function)
-    for loop in known.nodes:
-        if loop.kind != "loop":
-            continue
+    for loop in known.of("loop"):
         for node in [n for part in loop.body for n in part.walk()]:
             if node.kind != "index" or node.base is None or len(node.args) != 1 or node.base.path() not in known.arrays:
                 continue
@@ -194,13 +193,11 @@ def _constant_rounds(loop: Node) -> bool:
     )
 
 
-@check("index-steps")
+@check("index-steps", "loop", "index")
 def index_steps(function: Node) -> Iterable[Node]:
     """An index moves by a step that isn't constant, in a loop, and nothing ever compares it with a length."""
     known = facts(function)
-    for loop in known.nodes:
-        if loop.kind != "loop":
-            continue
+    for loop in known.of("loop"):
         steps = {
             n.base.path(): n
             for part in loop.body

@@ -30,17 +30,17 @@ _UNSAFE_IN_HANDLER = frozenset(
 _ENGINES = re.compile(r"(^|::|\.)(mt19937(_64)?|minstd_rand0?|default_random_engine|ranlux\w+|knuth_b)$")
 
 
-@check("mismatched-delete")
+@check("mismatched-delete", "assign", "call")
 def mismatched_delete(function: Node) -> Iterable[Node]:
     """C++: memory given back to another allocator than it came from."""
     known = facts(function)
     made: dict[str, set[str]] = {}
-    for node in known.nodes:
-        if node.kind == "assign" and node.base is not None and node.args:
+    for node in known.of("assign"):
+        if node.base is not None and node.args:
             value = bare(node.args[0])
             kind = "new" if value.kind == "call" and value.new and value.raw == "new_expression" else called(value)
             made.setdefault(node.base.path(), set()).add(kind)
-    for node in known.nodes:
+    for node in known.of("call"):
         name = called(node)
         if name in ("free", "delete") and len(node.args) == 1:
             sources = made.get(bare(node.args[0]).path(), set())
@@ -50,20 +50,20 @@ def mismatched_delete(function: Node) -> Iterable[Node]:
                 yield node
 
 
-@check("local-returned")
+@check("local-returned", "return")
 def local_returned(function: Node) -> Iterable[Node]:
     """`return buf` where buf is an array of the function that isn't static."""
     if re.search(r"(?i)string|vector|array|span|view|optional|::", function.type):
         return
     known = facts(function)
-    for node in known.nodes:
-        if node.kind == "return" and node.args:
+    for node in known.of("return"):
+        if node.args:
             value = bare(node.args[0])
             if value.kind == "name" and value.name in known.arrays and value.name not in known.static:
                 yield node
 
 
-@check("realloc-lost")
+@check("realloc-lost", "assign", "call")
 def realloc_lost(function: Node) -> Iterable[Node]:
     """`p = realloc(p, n)`."""
     for node in facts(function).nodes:
@@ -78,11 +78,11 @@ def realloc_lost(function: Node) -> Iterable[Node]:
                 yield node
 
 
-@check("file-race")
+@check("file-race", "call")
 def file_race(function: Node) -> Iterable[Node]:
     """access() on a path that is then opened by the same name."""
     known = facts(function)
-    for node in known.nodes:
+    for node in known.of("call"):
         if called(node) in ("access", "_access") and node.args and known.in_test(node):
             path = node.args[0].path()
             for later in known.nodes[known.place[id(node)] :] if path else ():
@@ -95,7 +95,7 @@ def file_race(function: Node) -> Iterable[Node]:
                     return
 
 
-@check("fixed-seed")
+@check("fixed-seed", "assign", "call")
 def fixed_seed(function: Node) -> Iterable[Node]:
     """C++: an engine made from a constant."""
     for node in facts(function).nodes:
@@ -105,7 +105,7 @@ def fixed_seed(function: Node) -> Iterable[Node]:
                 yield node
 
 
-@check("signal-handler")
+@check("signal-handler", "call")
 def signal_handler(function: Node) -> Iterable[Node]:
     """A function with the shape and the name of a signal handler that calls what isn't safe in one."""
     if len(function.args) != 1 or function.args[0].type != "int" or function.type != "void":

@@ -51,12 +51,12 @@ READERS = frozenset(
 )
 
 
-@check("null-unchecked")
+@check("null-unchecked", "call")
 def null_unchecked(function: Node) -> Iterable[Node]:
     """A pointer from a function that may give NULL is reached through before any condition looked at it."""
     known = facts(function)
-    for node in known.nodes:
-        if node.kind != "assign" or node.name != "=" or node.base is None or not node.args:
+    for node in known.of("assign"):
+        if node.name != "=" or node.base is None or not node.args:
             continue
         name = called(bare(node.args[0]))
         path = node.base.path()
@@ -64,7 +64,7 @@ def null_unchecked(function: Node) -> Iterable[Node]:
             found = _first_use(known, node, path)
             if found is not None:
                 yield found
-    for node in known.nodes:
+    for node in known.of("call"):
         if called(node) in READERS and any(_GIVES_NULL.search(called(bare(a)) or "-") for a in node.args[:2]):
             yield node
 
@@ -102,7 +102,7 @@ def null_late(function: Node) -> Iterable[Node]:
     known = facts(function)
     aliases = _aliases(known)
     reported: set[str] = set()
-    for test in known.nodes:
+    for test in sorted([*known.of("unary"), *known.of("binary")], key=lambda n: known.place[id(n)]):
         for path in null_tested(test):
             if path in reported or path.count(".") > 1:
                 continue
@@ -115,8 +115,8 @@ def null_late(function: Node) -> Iterable[Node]:
 def _aliases(known: Facts) -> dict[str, set[str]]:
     """parameter -> local names that were declared as (a cast of) it."""
     found: dict[str, set[str]] = {}
-    for node in known.nodes:
-        if node.kind == "assign" and node.type and node.args and node.args[0].kind == "cast" and node.base is not None:
+    for node in known.of("assign"):
+        if node.type and node.args and node.args[0].kind == "cast" and node.base is not None:
             path = bare(node.args[0]).path()
             if path in known.parameters:
                 found.setdefault(path, set()).add(node.base.path())

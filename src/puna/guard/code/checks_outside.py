@@ -63,7 +63,7 @@ def bounded(known: Facts, path: str, start: int, end: int) -> bool:
     return False
 
 
-@check("length-from-outside")
+@check("length-from-outside", "call")
 def length_from_outside(function: Node) -> Iterable[Node]:
     """A length or index that came from outside reaches memory with nothing compared: the size of a copy, an index."""
     known = facts(function)
@@ -121,12 +121,12 @@ def _reaches(use: Node, path: str, known: Facts) -> bool:
     return False
 
 
-@check("bound-overflows")
+@check("bound-overflows", "binary")
 def bound_overflows(function: Node) -> Iterable[Node]:
     """`p + length > end` is computed with a length from outside: the sum wraps round and the test passes."""
     known = facts(function)
     wire = {path for _, path, _ in taken(known, WIRE)}
-    for node in known.nodes:
+    for node in known.of("binary"):
         if in_order(node) and node.name in (">", ">="):
             total, end = bare(node.args[0]), bare(node.args[1])
             if (
@@ -149,13 +149,13 @@ _READ_TESTED = re.compile(
 )
 
 
-@check("stream-unread")
+@check("stream-unread", "call")
 def stream_unread(function: Node) -> Iterable[Node]:
     """Winpr streams: fields are read before anything asked how many bytes remain; after a step of unknown length it
     must be asked again."""
     known = facts(function)
     asked = False
-    for node in known.nodes:
+    for node in known.of("call"):
         name = called(node)
         if _READ_TESTED.search(name):
             asked = True
@@ -172,11 +172,11 @@ _JOINS = re.compile(
 )
 
 
-@check("path-unchecked")
+@check("path-unchecked", "call")
 def path_unchecked(function: Node) -> Iterable[Node]:
     """A file's path is joined from a folder and a name that the caller gave, and nothing looked at the name."""
     known = facts(function)
-    for node in known.nodes:
+    for node in known.of("call"):
         if not _JOINS.search(called(node)) or len(node.args) < 2:
             continue
         for argument in node.args[1:]:

@@ -13,13 +13,11 @@ ALLOCATES = re.compile(r"(?i)alloc|^kmalloc|^vmalloc|^kzalloc|^mallocf?$|_malloc
 _SAFE_ALLOCATES = re.compile(r"(?i)array|calloc|overflow|checked|^size_|^AcquireQuantum|reallocarray|_n$|^mxCalloc")
 
 
-@check("allocation-product")
+@check("allocation-product", "call", "binary")
 def allocation_product(function: Node) -> Iterable[Node]:
     """The size of an allocation is a product with a factor from outside the function that nothing bounds."""
     known = facts(function)
-    for node in known.nodes:
-        if node.kind != "call":
-            continue
+    for node in known.of("call"):
         name = called(node)
         sizes = node.args if ALLOCATES.search(name) and not _SAFE_ALLOCATES.search(name) else []
         if node.name == "[]" and node.new:
@@ -89,7 +87,7 @@ def _sum_only(comparison: Node, path: str) -> bool:
     return False
 
 
-@check("overflow-tested-late")
+@check("overflow-tested-late", "binary", "assign")
 def overflow_tested_late(function: Node) -> Iterable[Node]:
     """A product is computed and only then compared with INT_MAX: it has wrapped round already."""
     known = facts(function)

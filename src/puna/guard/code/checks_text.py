@@ -56,7 +56,7 @@ def _length(declared: Node | None) -> int | None:
 def _measured(source: Node, known: Facts) -> bool:
     """Whether the function takes the length of `source` (or of a text that holds it) or made room for it."""
     paths = {n.path() for n in source.walk() if n.kind in ("name", "member", "index") and n.path()}
-    for node in known.nodes:
+    for node in known.of("call"):
         if called(node) in ("strlen", "wcslen", "strnlen", "sizeof", "size", "length") and any(
             n.path() in paths
             for n in [
@@ -119,19 +119,19 @@ def _print_unbounded(node: Node, known: Facts) -> bool:
     return declared is None and "%" in str(template.value)
 
 
-@check("copy-unbounded")
+@check("copy-unbounded", "call")
 def copy_unbounded(function: Node) -> Iterable[Node]:
     """strcpy and its family into something whose size isn't known here."""
     known = facts(function)
     return [n for n in known.nodes if _copy_unbounded(n, known) and _array(n.args[0], known) is None]
 
 
-@check("copy-into-array")
+@check("copy-into-array", "call")
 def copy_into_array(function: Node) -> Iterable[Node]:
     """strcpy into an array of the function, or memcpy into one with a length that nothing compared."""
     known = facts(function)
-    for node in known.nodes:
-        if node.kind != "call" or not node.args or _array(node.args[0], known) is None:
+    for node in known.of("call"):
+        if not node.args or _array(node.args[0], known) is None:
             continue
         if _copy_unbounded(node, known) or (
             called(node) in ("memcpy", "memmove", "CopyMemory", "RtlCopyMemory", "bcopy")
@@ -171,19 +171,19 @@ def _compared_call(size: Node, known: Facts) -> bool:
     )
 
 
-@check("print-unbounded")
+@check("print-unbounded", "call")
 def print_unbounded(function: Node) -> Iterable[Node]:
     """sprintf whose output has no limit, or one that is more than the buffer holds."""
     known = facts(function)
     return [n for n in known.nodes if n.kind == "call" and _print_unbounded(n, known)]
 
 
-@check("print-result-trusted")
+@check("print-result-trusted", "call")
 def print_result_trusted(function: Node) -> Iterable[Node]:
     """snprintf gives the length that it would have written; used as an index or offset it may lie past the end."""
     known = facts(function)
-    for node in known.nodes:
-        if node.kind != "assign" or node.base is None or not node.args:
+    for node in known.of("assign"):
+        if node.base is None or not node.args:
             continue
         name = called(bare(node.args[0]))
         if not re.fullmatch(r"(\w+_)?v?_?\w{0,3}snprintf(_s)?", name):
@@ -214,7 +214,7 @@ def print_result_trusted(function: Node) -> Iterable[Node]:
                 break
 
 
-@check("stream-into-array")
+@check("stream-into-array", "binary")
 def stream_into_array(function: Node) -> Iterable[Node]:
     """`cin >> buf` with an array of characters, and no width set."""
     known = facts(function)
@@ -236,11 +236,11 @@ def stream_into_array(function: Node) -> Iterable[Node]:
                     yield node
 
 
-@check("copy-sized-by-source")
+@check("copy-sized-by-source", "call")
 def copy_sized_by_source(function: Node) -> Iterable[Node]:
     """strncpy(d, s, strlen(s)): bounded by the source, unless the destination was made for it or its length tested."""
     known = facts(function)
-    for node in known.nodes:
+    for node in known.of("call"):
         if called(node) in ("strncpy", "strncat") and len(node.args) == 3:
             size, source = bare(node.args[2]), bare(node.args[1])
             if called(size) == "strlen" and size.args and source.path() and bare(size.args[0]).path() == source.path():
@@ -253,7 +253,7 @@ def copy_sized_by_source(function: Node) -> Iterable[Node]:
                     yield node
 
 
-@check("sizeof-pointer")
+@check("sizeof-pointer", "call")
 def sizeof_pointer(function: Node) -> Iterable[Node]:
     """The size argument of a memory function is sizeof of the very pointer that it gets."""
     known = facts(function)

@@ -9,12 +9,12 @@ from puna.guard.code.checks_null import null_tested
 from puna.guard.code.view import Node
 
 
-@check("escape-past-end")
+@check("escape-past-end", "if", "binary", "unary", "string")
 def escape_past_end(function: Node) -> Iterable[Node]:
     """`if (*p++ == '\\\\') p++;`: a backslash at the very end of the text makes the step go past the final NUL."""
     known = facts(function)
-    for node in known.nodes:
-        if node.kind != "if" or not node.args or node.orelse:
+    for node in known.of("if"):
+        if not node.args or node.orelse:
             continue
         test = bare(node.args[0])
         if test.kind != "binary" or test.name != "==" or bare(test.args[1]).value != "\\":
@@ -30,12 +30,12 @@ def escape_past_end(function: Node) -> Iterable[Node]:
             yield first
 
 
-@check("list-walked-blind")
+@check("list-walked-blind", "loop", "assign", "member")
 def list_walked_blind(function: Node) -> Iterable[Node]:
     """`while (p->kind == X) p = p->next;` where p was tested for NULL before the loop, but not after each step."""
     known = facts(function)
-    for loop in known.nodes:
-        if loop.kind != "loop" or len(loop.args) != 1:
+    for loop in known.of("loop"):
+        if len(loop.args) != 1:
             continue
         used = {n.base.path() for n in loop.args[0].walk() if n.kind == "member" and n.base is not None}
         for node in [n for part in loop.body for n in part.walk()]:
@@ -74,12 +74,12 @@ def _null_test_before(loop: Node, path: str, known: Facts) -> bool:
     return False
 
 
-@check("find-unchecked")
+@check("find-unchecked", "assign", "call", "member")
 def find_unchecked(function: Node) -> Iterable[Node]:
     """C++: `it = m.find(k)` and then `it->second` before anything compared it with `m.end()`."""
     known = facts(function)
-    for node in known.nodes:
-        if node.kind != "assign" or node.base is None or not node.args or not node.base.path():
+    for node in known.of("assign"):
+        if node.base is None or not node.args or not node.base.path():
             continue
         value = bare(node.args[0])
         if called(value) not in ("find", "lower_bound", "upper_bound", "find_if") or value.base is None:
@@ -113,14 +113,14 @@ def _tests_itself(test: Node, path: str) -> bool:
 _ATTRIBUTE = re.compile(r"^(nla_(get|data|len|memcpy|strlcpy|parse_nested)\w*|RTA_DATA)$")
 
 
-@check("attribute-unchecked")
+@check("attribute-unchecked", "call", "index")
 def attribute_unchecked(function: Node) -> Iterable[Node]:
     """Netlink: the value of an attribute is read that the message may lack, though others are asked for."""
     known = facts(function)
     asked = [(_entry(n), known.place[id(n)]) for n in known.nodes if n.kind == "index" and known.in_test(n)]
     names = {name for name, _ in asked if name}
-    for node in known.nodes:
-        if node.kind == "call" and _ATTRIBUTE.match(called(node)):
+    for node in known.of("call"):
+        if _ATTRIBUTE.match(called(node)):
             for argument in node.args[:2]:
                 name = _entry(bare(argument))
                 if name and name not in names and any(a.split("[")[0] == name.split("[")[0] for a in names):
@@ -136,7 +136,7 @@ def _entry(node: Node) -> str:
     return ""
 
 
-@check("null-tested-elsewhere")
+@check("null-tested-elsewhere", "assign", "call")
 def null_tested_elsewhere(function: Node) -> Iterable[Node]:
     """The result of a function is tested for NULL at one place, and reached through untested at another."""
     known = facts(function)
@@ -188,12 +188,12 @@ _KEPT = re.compile(
 )
 
 
-@check("allocation-untested")
+@check("allocation-untested", "assign", "call")
 def allocation_untested(function: Node) -> Iterable[Node]:
     """Memory or an object is made and kept beyond the function, and nothing in it asks whether there was any."""
     known = facts(function)
-    for node in known.nodes:
-        if node.kind != "assign" or node.base is None or not node.args or node.name != "=" or known.in_test(node):
+    for node in known.of("assign"):
+        if node.base is None or not node.args or node.name != "=" or known.in_test(node):
             continue
         name, path = called(bare(node.args[0])), node.base.path()
         if not path or not _KEPT.match(name):
@@ -209,12 +209,12 @@ def _passes_on(node: Node, path: str) -> bool:
     return node.kind == "call" and any(bare(a).path() == path for a in node.args)
 
 
-@check("second-index-free")
+@check("second-index-free", "loop", "index", "unary")
 def second_index_free(function: Node) -> Iterable[Node]:
     """A loop's condition bounds one index, its body reads by another that steps on as well and is never compared."""
     known = facts(function)
-    for loop in known.nodes:
-        if loop.kind != "loop" or not any(in_order(n) for a in loop.args for n in a.walk()):
+    for loop in known.of("loop"):
+        if not any(in_order(n) for a in loop.args for n in a.walk()):
             continue
         for node, name in _stepped_reads(loop, known):
             if (
@@ -250,7 +250,7 @@ def _from_parameter(name: str, known: Facts) -> bool:
     )  # fmt: skip
 
 
-@check("end-unasked")
+@check("end-unasked", "loop", "unary")
 def end_unasked(function: Node) -> Iterable[Node]:
     """A loop reads on through a pointer that came with its end, and nothing compares the two."""
     known = facts(function)
@@ -259,7 +259,7 @@ def end_unasked(function: Node) -> Iterable[Node]:
             continue
         if any(n.kind == "name" and n.name == other.name for n in known.nodes):
             continue
-        for loop in known.nodes:
+        for loop in known.of("loop"):
             if loop.kind == "loop":
                 for node in loop.walk():
                     if (
@@ -273,12 +273,12 @@ def end_unasked(function: Node) -> Iterable[Node]:
                         return
 
 
-@check("inner-loop-unbounded")
+@check("inner-loop-unbounded", "loop", "unary", "binary")
 def inner_loop_unbounded(function: Node) -> Iterable[Node]:
     """The outer loop asks whether the pointer has reached the end; the inner one reads on through it and doesn't."""
     known = facts(function)
-    for outer in known.nodes:
-        if outer.kind != "loop" or not outer.args:
+    for outer in known.of("loop"):
+        if not outer.args:
             continue
         limits = {
             bare(a).path()

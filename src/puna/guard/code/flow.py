@@ -31,13 +31,10 @@ class Flow(Expressions):
         self.pending: list[tuple[Node, Env, Scope, list[Value]]] = []
 
     def run(self) -> None:
-        for node in self.root.walk():
-            if node.kind == "function" and node.name:
-                self.functions.setdefault(node.name, node)
+        for function in self.root.value or ():
+            if function.name:
+                self.functions.setdefault(function.name, function)
         scope = Scope(function=None, top=self.root)
-        scope._calls = frozenset(
-            n.base.path() or n.base.name for n in self.root.walk() if n.kind == "call" and n.base is not None
-        )
         self.listener.enter(scope)
         self.block([self.root], {}, scope)
         followed = 0

@@ -218,14 +218,12 @@ def if_(
         if negate:
             test = low.node("unary", syntax, name="!", args=[test])
         body = low.block(syntax.child_by_field_name(then))
-        orelse: list[Node] = []
-        chain = orelse
+        node = last = low.node("if", syntax, args=[test], body=body)
         for child in syntax.children_by_field_name(alternative):
             below = low.block(child)
-            chain.extend(below)
+            last.orelse = [*last.orelse, *below]
             if len(below) == 1 and below[0].kind == "if":
-                chain = below[0].orelse
-        node = low.node("if", syntax, args=[test], body=body, orelse=orelse)
+                last = below[0]
         return low.node("block", syntax, body=[*before, node]) if before else node
 
     return handler

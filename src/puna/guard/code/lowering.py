@@ -14,13 +14,14 @@ Handler = Callable[["Lowering", Syntax], "Node | None"]
 
 class Lowering:
     """Walks one tree. `shift` is added to byte offsets (for a piece of text that was parsed by itself). Where the
-    budget ends, nodes become leaves."""
+    budget ends, nodes become leaves. `functions`: those met, inner ones first."""
 
     def __init__(self, table: dict[str, Handler], source: bytes, shift: int = 0, budget: Budget | None = None) -> None:
         self.table = table
         self.source = source
         self.shift = shift
         self.budget = budget or Budget(1.0)
+        self.functions: list[Node] = []
         self.steps = 0
         self.depth = 0
 
@@ -28,7 +29,10 @@ class Lowering:
         return "" if syntax is None else self.source[syntax.start_byte : syntax.end_byte].decode("utf-8", "replace")
 
     def node(self, kind: str, syntax: Syntax, **attributes: Any) -> Node:
-        return Node(kind, syntax.start_byte + self.shift, syntax.end_byte + self.shift, syntax.type, **attributes)
+        made = Node(kind, syntax.start_byte + self.shift, syntax.end_byte + self.shift, syntax.type, **attributes)
+        if kind == "function":
+            self.functions.append(made)
+        return made
 
     def lower(self, syntax: Syntax | None) -> Node | None:
         """One node, or None for what has no meaning (comments, absent fields)."""

@@ -106,11 +106,15 @@ class Matcher(Listener):
             self.consider(rule, alternative, node, {"value": value}, scope)
 
     def enter(self, scope: Scope) -> None:
-        looked_at = scope.function or (_statements(scope.top) if scope.top is not None else None)
-        for rule, alternative in self.index.loose.get("check", _NO_ENTRIES):
-            if looked_at is not None and alternative.check is not None and self.placed(alternative, scope):
-                for node in alternative.check(looked_at):
-                    self.add(rule, node, True)
+        checks = self.index.loose.get("check", _NO_ENTRIES)
+        looked_at = scope.function or (_statements(scope.top) if scope.top is not None and checks else None)
+        for rule, alternative in checks if looked_at is not None else _NO_ENTRIES:
+            assert looked_at is not None
+            assert alternative.check is not None
+            for node in alternative.check(looked_at):
+                if not self.placed(alternative, scope):
+                    break
+                self.add(rule, node, True)
         if scope.function is None:
             return
         for rule, alternative in self.index.loose.get("function", _NO_ENTRIES):

@@ -62,8 +62,8 @@ def _runs_away(parser: Parser, stretch: bytes) -> bool:
 
 
 def view(source: bytes, name: str, budget: Budget | None = None) -> Node:
-    """The uniform view of `source` in a language of `languages.LANGUAGES`. Broken code gives what could be read of it;
-    where the budget ends, the rest is left out."""
+    """The uniform view of `source` in a language of `languages.LANGUAGES`; the root's value is a list of its functions.
+    Broken code gives what could be read of it; where the budget ends, the rest is left out."""
     budget = budget or Budget(10.0)
     name = variant(name, source)
     lead = _lead(source) if name in ("c", "cpp") else b""
@@ -73,7 +73,9 @@ def view(source: bytes, name: str, budget: Budget | None = None) -> Node:
         return Node("block", 0, len(source), "")
     lowering = Reader(name, source, budget)
     lowering.shift = -len(lead)
-    return lowering.lower(tree.root_node) or Node("block", 0, len(source), "")
+    root = lowering.lower(tree.root_node) or Node("block", 0, len(source), "")
+    root.value = sorted(lowering.functions, key=lambda function: function.start)
+    return root
 
 
 def _lead(source: bytes) -> bytes:
@@ -119,7 +121,10 @@ class Reader(Lowering):
                 back = self.column(node) <= self.column(head)
                 if back and (node.kind in ("function", "class") or self.name == "python"):
                     head = None
-            (kept if head is None else head.body).append(node)
+            if head is None:
+                kept.append(node)
+            else:
+                head.body = [*head.body, node]
             if head is None and node.kind == "function" and not node.body:
                 head = node
         return kept

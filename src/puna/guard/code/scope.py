@@ -26,7 +26,8 @@ class Scope:
     def calls(self) -> frozenset[str]:
         """The paths of everything that is called in the function."""
         if self._calls is None:
-            nodes = self.function.walk() if self.function is not None else []
+            within = self.function or self.top
+            nodes = within.walk() if within is not None else []
             self._calls = frozenset(
                 n.base.path() or n.base.name for n in nodes if n.kind == "call" and n.base is not None
             )

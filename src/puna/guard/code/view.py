@@ -29,7 +29,9 @@ Kinds of `Node`, and the attributes that each one fills (all others stay at thei
     other        args                                    anything else: children in order
 """
 
-from typing import Any
+from typing import Any, cast
+
+_NONE = cast("list[Any]", ())  # shared by all nodes that have none: most have, and lists cost time
 
 
 class Node:
@@ -77,11 +79,11 @@ class Node:
         self.raw = raw
         self.name = name
         self.base = base
-        self.args: list[Node] = args if args is not None else []
+        self.args: list[Node] = args or _NONE
         self.keys = keys
-        self.body: list[Node] = body if body is not None else []
-        self.orelse: list[Node] = orelse if orelse is not None else []
-        self.marks: list[Node] = marks if marks is not None else []
+        self.body: list[Node] = body or _NONE
+        self.orelse: list[Node] = orelse or _NONE
+        self.marks: list[Node] = marks or _NONE
         self.type = type
         self.value = value
         self.new = new
@@ -122,5 +124,14 @@ class Node:
         while stack:
             node = stack.pop()
             found.append(node)
-            stack.extend(reversed(node.children()))
+            if node.orelse:
+                stack.extend(reversed(node.orelse))
+            if node.body:
+                stack.extend(reversed(node.body))
+            if node.args:
+                stack.extend(reversed(node.args))
+            if node.marks:
+                stack.extend(reversed(node.marks))
+            if node.base is not None:
+                stack.append(node.base)
         return found

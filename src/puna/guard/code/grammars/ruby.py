@@ -16,7 +16,7 @@ def _call(low: L.Lowering, syntax: Syntax) -> Node:
     assert node.keys is not None
     given = low.lower(syntax.child_by_field_name("block"))
     if given is not None:
-        node.args.append(given)
+        node.args = [*node.args, given]
         node.keys.append("&")
     return node
 

@@ -55,7 +55,7 @@ def _redirected(low: L.Lowering, syntax: Syntax) -> Node:
         target = redirect.child_by_field_name("destination")
         value = low.lower(target) if target is not None else None
         if value is not None and body.kind == "call" and body.keys is not None:
-            body.args.append(value)
+            body.args = [*body.args, value]
             body.keys.append(">")
     return body
 
