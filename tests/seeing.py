@@ -1,4 +1,4 @@
-"""Tiny random models that see: transformers' own, saved, with pictures made by hand and what transformers says to them."""
+"""Tiny random models that see, of transformers' own making, and pictures made by hand."""
 
 import json
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ VISION4 = {
 }  # fmt: skip
 VISION32 = {
     "hidden_size": 16, "num_hidden_layers": 4, "num_global_layers": 2, "attention_heads": 2, "intermediate_size": 24,
-    "vision_output_dim": 48, "image_size": SIDE, "patch_size": PATCH, "intermediate_layers_indices": [0, 2],
+    "vision_output_dim": 48, "image_size": SIDE, "patch_size": PATCH, "intermediate_layers_indices": [1, 3],
 }  # fmt: skip
 
 

@@ -70,6 +70,12 @@ def write_gguf(model: Decoder, config: ModelConfig, tokenizer: Tokenizer | None,
     Raises PunaError as `write_tensors` does.
     """
     weights = dict(named_weights(model))
+    if config.vision is not None:  # llama.cpp has towers in files of their own
+        config, embedding = config.with_(vision=None), weights["embed_tokens.weight"]
+        assert isinstance(embedding, Tensor | Quantized | Float8)
+        weights["embed_tokens.weight"] = by_rows(embedding, itemgetter(slice(config.vocab_size)))
+        warnings.warn("Left out the tower and what else is for pictures: the GGUF file holds the text model alone.",
+                      stacklevel=3)  # fmt: skip
     kind, own = type, {}
     if kind is None:
         own = {name: found for name, weight in weights.items() if (found := own_type(weight)) is not None}

@@ -39,7 +39,8 @@ def export(
     ),
     revision: str | None = typer.Option(None, "--revision", help="Branch, tag or commit of a hub repository."),
 ) -> None:
-    """Write a checkpoint as safetensors or GGUF, one tensor at a time.
+    """Write a checkpoint, or an adapter merged with its base, as safetensors or GGUF, one tensor at a time. What
+    `puna tune` made is loaded again, and refused if it doesn't give the logits recorded when training ended.
 
     Example: puna export cria --out cria.gguf --format gguf --type Q8_0
 
@@ -47,8 +48,15 @@ def export(
     """
     from puna.checkpoint import open_source
     from puna.checkpoint.hub import resolve
+    from puna.checkpoint.merged import open_merged
+    from puna.checkpoint.peft import is_adapter
+    from puna.engine.exported import check_export, write_export_record
 
-    source = open_source(resolve(model, revision))
+    origin = resolve(model, revision)
+    if is_adapter(origin):
+        source: Source = open_merged(origin, text_only=format is Format.gguf)
+    else:
+        source = open_source(origin, text_only=format is Format.gguf)
     kind = type.upper() if type else None
     if format is Format.gguf:
         if quantize is not None:
@@ -56,8 +64,11 @@ def export(
         notes = _gguf(source, out, kind)
     else:
         notes = _safetensors(source, out, kind, quantize)
+        write_export_record(origin, out, {"export": "safetensors", "type": kind, "quantize": quantize})
     for note in (*source.notes, *notes):
         typer.echo(f"Note: {note}", err=True)
+    if (said := check_export(origin, out, quantize or kind or _stored_type(source))) is not None:
+        typer.echo(said)
     typer.echo(f"Wrote {out}")
 
 
@@ -67,11 +78,12 @@ def _gguf(source: "Source", out: Path, type: str | None) -> tuple[str, ...]:
     from puna.checkpoint.gguf_write import type_of, write_tensors
     from puna.checkpoint.hub import licence_of
     from puna.checkpoint.validate import check_shapes
+    from puna.engine.exported import lineage_fields
 
     check_shapes(source, {slot.name: slot.shape for slot in slots(source.config)})
     kind = type or type_of(source.read("embed_tokens.weight").dtype)
     licence = licence_of(source.path)
-    metadata = {"general.license": licence} if licence else {}
+    metadata = ({"general.license": licence} if licence else {}) | lineage_fields(source.path)
     few = {"Q8_0": 8, "Q4_0": 4}.get(kind)
     read = source.read if few is None else partial(read_for_gguf, source, bits=few)
     return write_tensors(read, source.config, source.tokenizer(), out, kind, source.generation, metadata).notes
@@ -86,3 +98,10 @@ def _safetensors(source: "Source", out: Path, type: str | None, quantize: str | 
     if type is not None and type not in dtypes:
         raise PunaError(f"--type {type} is not one of safetensors; choose {', '.join(dtypes)}, or --format gguf")
     return convert_to_safetensors(source, out, dtypes[type] if type else None, quantize)
+
+
+def _stored_type(source: "Source") -> str:
+    """The type that a checkpoint's floats have."""
+    from puna.checkpoint.gguf_write import type_of
+
+    return type_of(source.read("norm.weight").dtype)

@@ -47,7 +47,7 @@ def load_share(
     from puna.checkpoint.ready import load_ready
     from puna.checkpoint.shard import ShardSource
 
-    source = open_source(path)
+    source = open_source(path, text_only=True)
     sharding = Sharding(source.config, mesh_for(source.config, processes(), expert_parallel))
     if device.type == "cuda" and device.index is None:
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))

@@ -113,6 +113,8 @@ class Decoder(nn.Module):
         other or the model, and where the model has no tower.
         """
         check_pictures(pixel_values, grids, self.config.vision)
+        if not grids:
+            return []
         if isinstance(self.vision, Llama4Sight):
             return list(self.vision.look(pixel_values, grids))
         assert isinstance(self.vision, Llama32Sight)
