@@ -44,6 +44,9 @@ class Scripted:
     def eval(self) -> "Scripted":
         return self
 
+    def modules(self) -> Iterator[Any]:
+        return iter(())
+
     def __call__(self, ids: torch.Tensor, cache: Batch, rows: torch.Tensor) -> torch.Tensor:
         """The first position whose logits are wanted ends a sequence's prompt. `fail_at`: the token of the answer."""
         steps: list[int] = []

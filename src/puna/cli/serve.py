@@ -25,6 +25,9 @@ def serve(
     quantize: Annotated[str | None, typer.Option(help="Weights in int8 or int4; as stored by default.")] = None,
     kv: Annotated[str | None, typer.Option(help="int8 keeps keys and values in 8 bits.")] = None,
     memory: Annotated[float | None, typer.Option(min=0.01, help="Most memory to use, in GB.")] = None,
+    images_from: Annotated[list[str] | None, typer.Option(
+        help="A folder whose pictures file: URLs may name, or an origin to fetch from, such as "
+             "https://images.example.org (https://*: any public host). Repeatable; data URLs always work.")] = None,
 ) -> None:
     """Serve a model over HTTP, in OpenAI's API.
 
@@ -37,19 +40,23 @@ def serve(
     with listener:
         settings = {"context": context, "dtype": dtype, "device": device, "quantize": quantize, "kv": kv,
                     "memory": in_bytes(memory)}  # fmt: skip
-        _serve(listener, model, host, name or model, settings)
+        _serve(listener, model, host, name or model, settings, images_from or [])
 
 
-def _serve(listener: socket.socket, model: str, host: str, name: str, settings: dict[str, Any]) -> None:
+def _serve(
+    listener: socket.socket, model: str, host: str, name: str, settings: dict[str, Any], images_from: list[str]
+) -> None:
     import uvicorn
 
     from puna.engine import load
     from puna.server.app import LOOPBACK, create_app
+    from puna.server.images import Allowed
 
     local = _is_loopback(host)
+    pictures = Allowed(images_from)
     llama = load(model, tell=show_forecast, **settings)
     show_notes(llama)
-    app = create_app(llama, name, hosts=(*LOOPBACK, host) if local else None)
+    app = create_app(llama, name, hosts=(*LOOPBACK, host) if local else None, pictures=pictures)
     if not local:
         typer.secho(f"Warning: {host} can be reached from other machines, and there is no authentication yet: whoever "
                     "reaches this port can use the model. Use 127.0.0.1, or put a proxy with a password in front.",

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from puna.engine.pace import LARGEST
+from puna.engine.pictures import gallery_bytes, looking_bytes
 from puna.engine.sizes import CacheSize, chunk_blocks, for_draft
 from puna.engine.speculation import CAUGHT_UP, NGRAM_BYTES
 from puna.family.config import ModelConfig
@@ -29,9 +30,9 @@ GROUP = 32  # inputs that share a scale of activations at least, in the kernels'
 class Forecast:
     """Bytes. weights: as packed. experts: routed ones that stay in their files: those that are kept, and one while it
     is read and packed. draft: a draft model's weights and cache. cache: keys and values of `requests` sequences of
-    `context` tokens. work: activations of the largest step. loading: beyond everything else, while weights are packed.
-    process: interpreter, libraries, tokenizer and what else it held before. limit: tokens of one request at most,
-    where the cache is larger."""
+    `context` tokens, and features of pictures. work: activations of the largest step. loading: beyond everything else,
+    while weights are packed. process: interpreter, libraries, tokenizer and what else it held before. limit: tokens of
+    one request at most, where the cache is larger."""
 
     weights: int
     experts: int
@@ -109,23 +110,27 @@ class Needs:
     def forecast(self, context: int, requests: int = 1) -> Forecast:
         """With so many requests at once, each of `context` tokens with its answer."""
         draft = 0 if self.draft is None else requests * self.draft._sequence(context)
-        return self._sum(requests * self._sequence(context), draft, requests * context, requests, context, requests)
+        cache = requests * self._sequence(context) + self._gallery()
+        return self._sum(cache, draft, requests * context, requests, context, requests)
 
     def most(self, size: CacheSize, limit: int | None = None) -> Forecast:
         """With the whole cache in use by as many requests as run at once. limit: see `Forecast`."""
         draft = None if self.draft is None else for_draft(self.draft.config, size)
         answers = min(MOST, max(1, size.blocks))
-        return replace(self.used(size, draft, LARGEST + MOST, answers), limit=limit)
+        return replace(self.used(size, draft, LARGEST + MOST, answers, self._gallery()), limit=limit)
 
-    def used(self, size: CacheSize, draft: CacheSize | None, tokens: int, answers: int) -> Forecast:
-        """With so many blocks in use, of the model's cache and of the draft model's, and steps of so many tokens of
-        which some get logits."""
+    def used(
+        self, size: CacheSize, draft: CacheSize | None, tokens: int, answers: int, pictures: int = 0
+    ) -> Forecast:
+        """With so many blocks in use, of the model's cache and of the draft model's, steps of so many tokens of which
+        some get logits, and so many bytes of pictures."""
         drafts = 0 if self.draft is None or draft is None else self.draft._blocks(draft)
         context = size.blocks * BLOCK
-        return self._sum(self._blocks(size), drafts, min(tokens, context), answers, context, 1)
+        return self._sum(self._blocks(size) + pictures, drafts, min(tokens, context), answers, context, 1)
 
     def _sum(self, cache: int, drafts: int, tokens: int, answers: int, context: int, requests: int) -> Forecast:
         work = work_bytes(self.config, self.dtype, min(tokens, LARGEST + answers), answers)
+        work = max(work, looking_bytes(self.config, self.dtype.itemsize))
         loading = self.loading
         if self.ngrams:
             work += answers * NGRAM_BYTES
@@ -136,6 +141,9 @@ class Needs:
             loading = max(self.draft.loading, self.draft.weights + loading)
         beyond = max(0, loading - self.weights - self.experts - drafts - cache - work)
         return Forecast(self.weights, self.experts, drafts, cache, work, beyond, self.process, context, requests)
+
+    def _gallery(self) -> int:
+        return gallery_bytes(self.config, self.dtype.itemsize)
 
     def _sequence(self, tokens: int) -> int:
         return cache_bytes(self.config, self.dtype, self.kv, tokens)

@@ -138,7 +138,7 @@ class Model:
         drafter = core.speculation.drafter if core.speculation else None
         draft = drafter.touched if isinstance(drafter, DraftModel) else None
         needs = self.needs if core.experts is None else self.needs.on_demand(core.experts.bytes)
-        return needs.used(used, draft, LARGEST, 1), resident_peak()
+        return needs.used(used, draft, LARGEST, 1, core.looker.gallery.most), resident_peak()
 
     def stats(self) -> Stats:
         """How the engine is doing: requests, rates, cache."""

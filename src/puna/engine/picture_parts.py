@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from puna.engine.pictures import most_tiles
 from puna.engine.reply import Inputs
 from puna.errors import PunaError
 from puna.family.vision import Llama4Vision, Llama32Vision
@@ -98,6 +99,10 @@ class PartReader:
         self.pictures += pictures
         if len(self.pictures) > MOST_PICTURES:
             raise PunaError(f"{where}: more than {MOST_PICTURES} pictures in one prompt; leave some out")
+        tiles, most = sum(len(picture.pixels) for picture in self.pictures), most_tiles(self.vision)
+        if tiles > most:
+            raise PunaError(f"{where}: the pictures up to this one take {tiles} tiles, more than the {most} that one "
+                            "prompt may show; give fewer or smaller ones, or detail low")  # fmt: skip
 
 
 def source_of(part: Mapping[str, Any], where: str) -> tuple[Any, Mapping[str, Any], str]:

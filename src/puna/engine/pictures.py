@@ -160,6 +160,7 @@ class Gallery:
 
     def __init__(self, room: int) -> None:
         self.room = room
+        self.most = 0  # bytes that were ever in use
         self._known: OrderedDict[bytes, PictureFeatures] = OrderedDict()
         self._holders: Counter[bytes] = Counter()
         self._sizes: dict[bytes, int] = {}  # of all that is held or known
@@ -188,6 +189,7 @@ class Gallery:
             if self.used <= self.room:
                 break
             del self._known[key], self._sizes[key]
+        self.most = max(self.most, self.used)
         return True
 
     def put(self, key: bytes, features: PictureFeatures) -> None:
@@ -209,18 +211,37 @@ class Gallery:
 
 
 def picture_bytes(config: ModelConfig, tiles: int, itemsize: int) -> int:
-    """What the features of a picture of so many tiles (with the global one) take at most."""
+    """What the features of a picture of so many tiles (with the global one) take."""
     vision = config.vision
     if isinstance(vision, Llama32Vision):
-        tokens = vision.max_tiles * (vision.patches + 1)
+        tokens = (vision.max_tiles if vision.reference == "transformers" else tiles) * (vision.patches + 1)
         return 2 * len(vision.cross_attention_before) * tokens * config.num_kv_heads * config.head_dim * itemsize
     assert vision is not None
     return 2 * tiles * vision.tokens_per_tile * config.hidden_size * itemsize  # kept, and laid out for a prompt
 
 
+def most_tiles(vision: Llama4Vision | Llama32Vision) -> int:
+    """Tiles that one prompt may show."""
+    return LARGEST_KEPT * vision.tiles((1, vision.max_tiles))
+
+
 def gallery_bytes(config: ModelConfig, itemsize: int) -> int:
     """Room for features, in bytes; 0 for a model without vision."""
-    return 0 if config.vision is None else LARGEST_KEPT * picture_bytes(config, config.vision.max_tiles + 1, itemsize)
+    if config.vision is None:
+        return 0
+    return LARGEST_KEPT * picture_bytes(config, config.vision.tiles((1, config.vision.max_tiles)), itemsize)
+
+
+def looking_bytes(config: ModelConfig, itemsize: int) -> int:
+    """Activations of a tower at its widest: of one tile (Llama 4), or of one picture (Llama 3.2)."""
+    vision = config.vision
+    if vision is None:
+        return 0
+    tiles = 1 if isinstance(vision, Llama4Vision) else vision.max_tiles
+    kept = len(vision.intermediate_layers) + 1 if isinstance(vision, Llama32Vision) else vision.pixel_shuffle**2
+    widest = max(4 * vision.hidden_size, 2 * vision.intermediate_size, kept * vision.hidden_size)
+    pixels = tiles * 3 * vision.tile_side**2 * (4 + 2 * itemsize)
+    return pixels + tiles * (vision.patches + 8) * (widest + (2 + kept) * vision.hidden_size) * itemsize
 
 
 @dataclass

@@ -4,6 +4,7 @@ import json
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
@@ -19,23 +20,28 @@ from puna.server import errors
 from puna.server.chat import chat_completions
 from puna.server.completions import completions
 from puna.server.errors import ApiError, JsonResponse
+from puna.server.images import Allowed
 from puna.server.protocol import ChatRequest, CompletionRequest
 from puna.server.worker import Worker
 
 MAX_BODY_BYTES = 16 * 2**20  # a million tokens of text is about 4 MB
+MAX_BODY_BYTES_WITH_PICTURES = 64 * 2**20  # OpenAI takes 50 MB
 CLIENT_GONE = 499  # nginx's "client closed request": nobody reads it, the access log shows it
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 Asked = TypeVar("Asked", bound=BaseModel)
 
 
-def create_app(model: Model, name: str, *, hosts: tuple[str, ...] | None = None) -> FastAPI:
+def create_app(model: Model, name: str, *, hosts: tuple[str, ...] | None = None,
+               pictures: Allowed | None = None) -> FastAPI:
     """The OpenAI API over `model`, which clients call `name`.
 
     hosts: the Host headers to answer, None for any. On loopback give LOOPBACK: it keeps a web page that has its own
     domain point at 127.0.0.1 (DNS rebinding) from using the model through its visitor's browser.
+    pictures: where pictures may come from; by default from the request itself alone.
     """
     worker = Worker()
+    most = MAX_BODY_BYTES if model.config.vision is None else MAX_BODY_BYTES_WITH_PICTURES
     created = int(time.time())
 
     @asynccontextmanager
@@ -74,7 +80,7 @@ def create_app(model: Model, name: str, *, hosts: tuple[str, ...] | None = None)
     async def answer(request: Request, kind: type[Asked],
                      handle: Callable[[Request, Any, Model, str, Worker], Awaitable[Response]]) -> Response:
         try:
-            asked = await _read(request, kind)
+            asked = await _read(request, kind, most)
             check_name(asked.model)  # type: ignore[attr-defined]
             return await handle(request, asked, model, name, worker)
         except ContextLengthError as error:
@@ -84,7 +90,7 @@ def create_app(model: Model, name: str, *, hosts: tuple[str, ...] | None = None)
 
     @app.post("/v1/chat/completions")
     async def chat(request: Request) -> Response:
-        return await answer(request, ChatRequest, chat_completions)
+        return await answer(request, ChatRequest, partial(chat_completions, pictures=pictures or Allowed()))
 
     @app.post("/v1/completions")
     async def complete(request: Request) -> Response:
@@ -93,17 +99,17 @@ def create_app(model: Model, name: str, *, hosts: tuple[str, ...] | None = None)
     return app
 
 
-async def _read(request: Request, kind: type[Asked]) -> Asked:
+async def _read(request: Request, kind: type[Asked], most: int) -> Asked:
     """The body as `kind`. Only JSON by its name: a foreign web page can't send that type without asking first."""
     declared = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if declared != "application/json":
         raise ApiError(f"The body must be JSON with the header 'Content-Type: application/json', not '{declared}'.",
                        status=415, code="unsupported_content_type")
-    too_large = ApiError(f"The body is larger than {MAX_BODY_BYTES} bytes.", status=413, code="request_too_large")
+    too_large = ApiError(f"The body is larger than {most} bytes.", status=413, code="request_too_large")
     body = bytearray()
     async for piece in request.stream():
         body += piece
-        if len(body) > MAX_BODY_BYTES:
+        if len(body) > most:
             raise too_large
     try:
         data = json.loads(body)

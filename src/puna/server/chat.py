@@ -11,6 +11,7 @@ from starlette.responses import Response
 from puna.engine import Model, Options, Piece, TokenLogprob
 from puna.server.answers import Answer, Count, Heading, answers, fairness_key
 from puna.server.errors import ApiError, JsonResponse
+from puna.server.images import Allowed
 from puna.server.protocol import ChatRequest
 from puna.server.streaming import collect, event_stream
 from puna.server.worker import Job, Worker
@@ -18,10 +19,14 @@ from puna.text.messages import check_messages
 from puna.text.tokenizer import Tokenizer
 from puna.text.toolcalls import ToolCall
 
+NOTES = "puna-notes"  # the header that says how pictures were read, such as which frames of a video were used
 
-async def chat_completions(request: Request, asked: ChatRequest, model: Model, name: str, worker: Worker) -> Response:
-    """One chat request, streamed or whole."""
-    messages = check_messages([message.model_dump(exclude_none=True) for message in asked.messages])
+
+async def chat_completions(request: Request, asked: ChatRequest, model: Model, name: str, worker: Worker,
+                           pictures: Allowed) -> Response:
+    """One chat request, streamed or whole. pictures: where its pictures may come from."""
+    given = [message.model_dump(exclude_none=True) for message in asked.messages]
+    notes: list[str] = []
     tools, options = _tools(asked), _options(asked)
     if tools and asked.tool_choice not in (None, "auto"):
         options["schema"] = _a_call(tools)
@@ -29,16 +34,23 @@ async def chat_completions(request: Request, asked: ChatRequest, model: Model, n
     options["key"] = fairness_key(request, asked.user)
 
     def start(job: Job[Answer]) -> Iterator[Answer]:
-        return answers(job, model, messages, asked.n or 1, options)
+        messages = check_messages(given, None if model.config.vision is None else pictures.read)
+        prompt = model.prepare(messages, tools)
+        notes.extend(prompt.notes)
+        return answers(job, model, prompt, asked.n or 1, options)
 
     heading = Heading("chatcmpl", "chat.completion.chunk" if asked.stream else "chat.completion", name)
     chat = _Chat(heading, asked, model)
     job = worker.submit(start)
     if asked.stream:
-        return await event_stream(request, job, chat.chunks, chat.last)
-    for answer in await collect(request, job):
-        chat.add(answer)
-    return JsonResponse(chat.whole())
+        response: Response = await event_stream(request, job, chat.chunks, chat.last)
+    else:
+        for answer in await collect(request, job):
+            chat.add(answer)
+        response = JsonResponse(chat.whole())
+    if notes:
+        response.headers[NOTES] = "; ".join(notes).encode("ascii", "replace").decode()
+    return response
 
 
 def _options(asked: ChatRequest) -> Options:
