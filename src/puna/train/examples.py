@@ -1,5 +1,6 @@
 """One row to token ids: texts, chats by the server's own rendering, preferences. Errors begin with the field."""
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -137,6 +138,12 @@ def _check(messages: list[Any]) -> None:
 
 
 def _tools(tools: Any) -> Any:
+    """As a list, or as JSON of one: columns of Parquet would give every tool the fields of all."""
+    if isinstance(tools, str):
+        try:
+            tools = json.loads(tools)
+        except ValueError as error:
+            raise PunaError(f"tools: not valid JSON ({error})") from None
     if tools is not None and not isinstance(tools, list):
         raise PunaError(f"tools: must be a list of tool definitions, not a {type(tools).__name__}")
     return tools
