@@ -109,19 +109,13 @@ class Panels:
         return out_MN
 
     def rows(self, ids: Tensor, dtype: torch.dtype) -> Tensor:
-        """Rows `ids` [M] of the weight [M, K], dequantised."""
-        panel, lane = ids // PANEL, ids % PANEL
-        steps = self.panels[panel, :, lane]  # [M, K / step, step]
-        if self.kind == "int4":
-            steps = torch.cat((steps & 15, steps >> 4), -1)
-        if self.kind == "float8":
-            steps = steps.view(torch.float8_e4m3fn)
-        values = steps.flatten(1)
-        if self.kind in ("float32", "bfloat16"):
-            return values[:, : self.width].to(dtype)
-        scales = self.scales[panel, :, lane, 0].float().repeat_interleave(self.group, 1)
-        zero = {"int4": 8, "int8": 128, "float8": 0}[self.kind]
-        return ((values.float() - zero) * scales)[:, : self.width].to(dtype)
+        """Rows `ids` [M] of the weight [M, K], dequantised: float32 or bfloat16. Raises IndexError."""
+        ids, bf16 = ids.contiguous(), dtype == torch.bfloat16
+        if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < self.outputs:
+            raise IndexError(f"rows {int(ids.min())} to {int(ids.max())} of a weight of {self.outputs}")
+        out_MK = torch.empty(len(ids), self.width, dtype=dtype)
+        _native().rows(self._addresses[0], ids.data_ptr(), out_MK.data_ptr(), len(ids), self.width, bf16, threads())
+        return out_MK
 
     def unpack(self) -> Weight:
         """The weight as it was given, bit for bit (a scale a row may come back as one a group)."""

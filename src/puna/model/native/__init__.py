@@ -16,6 +16,7 @@ import torch
 _POINTER, _LONG, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_long, ctypes.c_int, ctypes.c_float
 ARGUMENTS = {  # declared, so that plain numbers can be given: that halves the time of a call
     "linear": (_POINTER, _POINTER, _POINTER, _LONG, _LONG, _INT, _POINTER, _INT),
+    "rows": (_POINTER, _POINTER, _POINTER, _LONG, _LONG, _INT, _INT),
     "rms_norm": (_POINTER, _POINTER, _POINTER, _LONG, _LONG, _FLOAT, _INT, _INT),
     "silu_mul": (_POINTER, _POINTER, _LONG, _LONG, _INT, _INT),
     "sigmoid": (_POINTER, _POINTER, _LONG),

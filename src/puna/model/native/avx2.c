@@ -4,6 +4,7 @@
 #define NAME(function) function##_avx2
 #include "simd.h"
 #include "linear.c"
+#include "rows.c"
 #include "elementwise.c"
 #include "quantize.c"
 #include "attention.c"
