@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 
 from puna.checkpoint.compressed_config import read_quantisation
+from puna.checkpoint.fused_fp8 import FusedFloat8
 from puna.checkpoint.hf_config import read_config, read_generation
 from puna.checkpoint.hf_vision import is_tower, layer_name, tower_name
 from puna.checkpoint.safetensors_read import SafetensorsFile
 from puna.checkpoint.source import GenerationDefaults
-from puna.checkpoint.stored import FirstRows, Plain, collect
+from puna.checkpoint.stored import FirstRows, Plain, Stored, collect
 from puna.checkpoint.validate import read_json, weights_file
 from puna.errors import PunaError
 from puna.family.config import ModelConfig
@@ -245,19 +246,29 @@ class HuggingFaceSource:
         prefix, kinds = self._experts(name)
         parts = self._split[prefix]
         return [
-            stacked([self._weights[parts[expert, kind]].read_packed() for kind in kinds])
+            stacked([_matrix(self._weights[parts[expert, kind]]) for kind in kinds])
             for expert in range(self.config.num_experts)
         ]
 
     def read_expert(self, name: str, expert: int, packed: bool) -> Weight:
         """See `Source.read_expert`."""
         if name in self._stored:
-            return self.read_rows(name, expert, expert + 1)[0].T
+            stored_as = self._weights[self._stored[name]]
+            if packed and isinstance(stored_as, FusedFloat8):
+                return stored_as.experts(expert, expert + 1)[0]
+            return stored_as.read_rows(expert, expert + 1)[0].T
         prefix, kinds = self._experts(name)
         stored = [self._weights[self._split[prefix][expert, kind]] for kind in kinds]
-        return stacked([one.read_packed() if packed else one.read() for one in stored])
+        return stacked([_matrix(one) if packed else one.read() for one in stored])
 
     def _experts(self, name: str) -> tuple[str, tuple[str, ...]]:
         """The prefix of a layer's split experts, and which of their projections make up `name`."""
         prefix, _, kind = name.rpartition(".")
         return prefix, ("down",) if kind == "down_proj" else ("gate", "up")
+
+
+def _matrix(stored: Stored) -> Weight:
+    """A single weight in its stored bits."""
+    weight = stored.read_packed()
+    assert not isinstance(weight, list), "experts that are stored apart are matrices"
+    return weight

@@ -109,11 +109,13 @@ class SafetensorsFile:
         entry = self.entries[name]
         return self._read(name, entry.shape, entry.begin, DTYPES | BITS)
 
-    def read_rows(self, name: str, start: int, stop: int) -> Tensor:
-        """Rows start..stop-1 along the first axis, and no other bytes of the tensor; otherwise as `read`."""
+    def read_rows(self, name: str, start: int, stop: int, bits: bool = False) -> Tensor:
+        """Rows start..stop-1 along the first axis, and no other bytes of the tensor; otherwise as `read` or, with
+        `bits`, as `read_bits`."""
         entry = self.entries[name]
         row_bytes = (entry.end - entry.begin) // entry.shape[0]
-        return self._read(name, (stop - start, *entry.shape[1:]), entry.begin + start * row_bytes, DTYPES)
+        dtypes = DTYPES | BITS if bits else DTYPES
+        return self._read(name, (stop - start, *entry.shape[1:]), entry.begin + start * row_bytes, dtypes)
 
     def _read(self, name: str, shape: tuple[int, ...], begin: int, dtypes: Mapping[str, torch.dtype]) -> Tensor:
         entry = self.entries[name]

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from puna.checkpoint.compressed_config import Quantisation, Scheme
 from puna.checkpoint.fewbits import FALLBACK_GROUP, FINEST, fallback
+from puna.checkpoint.fused_fp8 import SCALE, FusedFloat8
 from puna.checkpoint.safetensors_read import DTYPES, SafetensorsFile
-from puna.checkpoint.validate import check_finite
+from puna.checkpoint.validate import check_finite, check_fp8
 from puna.errors import PunaError
 from puna.model.quantized import Float8, Quantized, Weight, Words, plain
 from puna.model.words import unpack_int32
@@ -45,8 +46,9 @@ class Stored(Protocol):
         """As `read`, of rows start..stop-1."""
         ...
 
-    def read_packed(self) -> Weight:
-        """In its stored bits, where `Quantized` or `Float8` can say them, else `fallback`."""
+    def read_packed(self) -> Weight | list[Weight]:
+        """In its stored bits, where `Quantized` or `Float8` can say them, else `fallback`; experts in one tensor of few
+        bits one by one."""
         ...
 
 
@@ -185,7 +187,7 @@ class Compressed:
         scales, group = self._by_row(scales)
         values = self._read(self._bits)
         if self.scheme.floating:
-            _check_fp8(values, self.where)
+            check_fp8(values, self.where)
             return Float8(values, scales.float()) if group >= columns else self._scaled(values.float(), scales, group)
         coarse = group % FINEST == 0 or group >= columns
         if self.scheme.packed and self.scheme.symmetric and coarse:
@@ -237,12 +239,6 @@ class Compressed:
         return PunaError(f"{self._place(part)} {problem}. {_AGAIN}.")
 
 
-def _check_fp8(values: Tensor, where: str) -> None:
-    """float8_e4m3fn has no infinity; its NaN is 0x7f and 0xff."""
-    if not values.is_meta and bool((values.view(torch.uint8).bitwise_and(0x7F) == 0x7F).any()):
-        raise PunaError(f"{where} holds NaN values. The file is damaged: fetch it again.")
-
-
 @dataclass(frozen=True)
 class Contents:
     """Weights by stored name (`<module>.weight` where compressed); notes as in `Source`."""
@@ -262,9 +258,16 @@ def collect(files: Files, quantisation: Quantisation | None) -> Contents:
     left_out = [name for name in files if name.rpartition(".")[2] in _LEFT_OUT]
     weights: dict[str, Stored] = {}
     schemes: list[Scheme] = []
+    fused = {name for name, file in files.items() if file.entries[name].dtype == "F8_E4M3"}
+    fused = {name for name in fused if not name.endswith(".weight")}
+    scales = {name + SCALE for name in fused}
     for name, file in files.items():
+        if name in fused:
+            weights[name] = FusedFloat8(name, files)
+            continue
         module, _, part = name.rpartition(".")
-        if part in _LEFT_OUT or f"{module}.weight" in weights:
+        known = part in _PARTS and f"{module}.weight" in weights  # a bias beside it is a weight of its own
+        if part in _LEFT_OUT or known or name in scales:
             continue
         entry = file.entries[name]
         if part not in _PARTS or (part == "weight" and f"{module}.weight_scale" not in files and entry.dtype in DTYPES):

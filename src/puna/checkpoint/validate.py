@@ -170,6 +170,12 @@ def _some(names: list[str]) -> str:
     return ", ".join(names[:_LISTED]) + (f" and {rest} more" if rest > 0 else "")
 
 
+def check_fp8(values: Tensor, where: str) -> None:
+    """Raise PunaError for NaN among float8_e4m3fn, which has no infinity: 0x7f and 0xff."""
+    if not values.is_meta and bool((values.view(torch.uint8).bitwise_and(0x7F) == 0x7F).any()):
+        raise PunaError(f"{where} holds NaN values. The file is damaged: fetch it again.")
+
+
 def check_finite(tensor: Tensor, where: str) -> None:
     """Raise PunaError if a tensor holds NaN or infinity. One pass, no temporary of the tensor's size."""
     if not tensor.is_floating_point():
