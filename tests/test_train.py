@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import os
 import signal
 import subprocess
 import sys
@@ -185,6 +186,29 @@ def test_a_run_that_is_killed_goes_on_to_the_same_weights(work: Path, tokenizer:
         tokenizer.encode("Grass 🦙")  # fmt: skip
     with torch.no_grad():
         torch.testing.assert_close(llama.logits(ids), theirs(torch.tensor([ids])).logits[0], rtol=0, atol=1e-4)
+
+
+def test_kills_at_random_moments_change_nothing(work: Path) -> None:
+    """In a process that forks before anything else runs in it. AdamW, bias balancing, whole chats, two epochs."""
+    sources = [{"file": "texts.jsonl"}, {"file": "chats.jsonl", "overlong": "split"}]
+    changes = {"steps": 10, "save_every": 2, "method": "full", "balancing": "bias", "rate": 0.003,
+               "stages": [{"length": 64, "sources": sources}]}  # fmt: skip
+    (work / "kills.yaml").write_text(yaml.safe_dump({**SETTINGS, **changes}))
+    code = """
+import sys
+from pathlib import Path
+from kills import differences, killed_and_whole
+from puna.train.config import read_config
+work = Path(sys.argv[1])
+*runs, died = killed_and_whole(work, read_config(work / "kills.yaml"), 5, seed=1)
+print(died, differences(*runs))
+"""
+    done = subprocess.run([sys.executable, "-c", code, str(work)], capture_output=True, text=True, timeout=280,
+                          env={**os.environ, "PYTHONPATH": str(Path(__file__).parent)})  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    died, _, different = done.stdout.strip().partition(" ")
+    assert int(died) >= 1
+    assert different == "[]"
 
 
 def test_one_file_is_enough_and_a_checkpoint_goes_on(work: Path, run: Puna) -> None:
