@@ -14,7 +14,8 @@ from puna.errors import PunaError
 
 log = logging.getLogger("puna.server")
 
-FIELD = re.compile(r"(messages|tools)[\w.\[\]]*(?=: )")  # where `puna.text.messages` says that the mistake is
+# where `puna.text.messages`, and whoever reads its pictures, says that the mistake is
+FIELD = re.compile(r"(messages|tools)([\w.\[\]]*(?=: )|\[[\w.\[\]]*(?= ))")
 
 
 def dumps(content: Any) -> str:

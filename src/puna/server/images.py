@@ -16,7 +16,6 @@ from urllib.parse import SplitResult, unquote, urljoin, urlsplit
 
 from puna.engine.picture_parts import source_of
 from puna.errors import PunaError
-from puna.text.pictures import VIDEO_PARTS
 
 SECONDS = 20.0  # for one picture, redirects included
 REDIRECTS = 3
@@ -45,21 +44,19 @@ class Allowed:
             self.folders.append(folder)
 
     def read(self, part: Mapping[str, Any], where: str) -> list[dict[str, Any]]:
-        """A picture part of a request (see `puna.text.pictures.PictureReader`) with what an address in it leads to.
+        """A picture part of a request (see `puna.text.pictures.PictureReader`), with what an address in it leads to in
+        place of the address.
 
         Raises PunaError, naming the part, for what isn't allowed or can't be had.
         """
-        source, asked, field = source_of(part, where)
+        source, _, field = source_of(part, where)
         if not isinstance(source, str):
             raise PunaError(f"{field}: a text is needed, with a data URL")
-        url = source.strip()
-        scheme = url.partition(":")[0].lower()
-        if scheme in PORTS:
-            source = self._fetched(url, field)
-        elif scheme == "file":
-            source = self._file(url, field)
-        kind = "video" if part["type"] in VIDEO_PARTS else "image"
-        return [{"type": kind, kind: source, **asked}]
+        scheme = source.partition(":")[0].lower()
+        if scheme not in (*PORTS, "file"):
+            return [dict(part)]
+        found = self._file(source, field) if scheme == "file" else self._fetched(source, field)
+        return [_replaced(part, source, found)]
 
     def _file(self, url: str, where: str) -> Path:
         if not self.folders:
@@ -120,6 +117,11 @@ class Allowed:
         return found[0]
 
 
+def _replaced(part: Mapping[str, Any], url: str, found: bytes | Path) -> dict[str, Any]:
+    return {key: found if value is url else _replaced(value, url, found) if isinstance(value, Mapping) else value
+            for key, value in part.items()}  # fmt: skip
+
+
 class _Redirect:
     """An answer that leads on."""
 
@@ -173,7 +175,7 @@ def _split(url: str, where: str) -> tuple[SplitResult, int]:
         raise PunaError(f"{where}: {url!r:.80} is no valid address") from None
     bad = any(ord(character) <= 32 or ord(character) >= 127 for character in url)
     if bad or split.scheme.lower() not in PORTS or not split.hostname or split.username is not None:
-        raise PunaError(f"{where}: {url!r:.80} is no http(s) address of a picture")
+        raise PunaError(f"{where}: only plain http(s) addresses are fetched from, without a user name")
     return split, port or PORTS[split.scheme.lower()]
 
 
