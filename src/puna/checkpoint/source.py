@@ -117,9 +117,11 @@ def open_source(path: str | Path, text_only: bool = False) -> Source:
 
 def _open_file(path: Path, text_only: bool) -> Source:
     if path.suffix == ".gguf" or _starts_with(path, b"GGUF"):
+        from puna.checkpoint.beside import BesideSource, tower_file
         from puna.checkpoint.gguf_read import GGUFSource
 
-        return GGUFSource(path)
+        text, tower = GGUFSource(path), tower_file(path)
+        return BesideSource(text, tower) if tower.is_file() and not text_only else text
     if path.name.endswith((".safetensors", ".safetensors.index.json")):
         from puna.checkpoint.huggingface import HuggingFaceSource
 
@@ -142,7 +144,8 @@ def _open_file(path: Path, text_only: bool) -> Source:
 
 def _open_folder(folder: Path, text_only: bool) -> Source:
     names = sorted(entry.name for entry in folder.iterdir())
-    if any(name.endswith((".safetensors", ".safetensors.index.json")) for name in names):
+    if any(name.endswith((".safetensors", ".safetensors.index.json")) and not name.endswith(".vision.safetensors")
+           for name in names):  # fmt: skip
         if "adapter_config.json" in names and "config.json" not in names:
             raise PunaError(f"{folder} holds an adapter, not a whole model. Load the base model that it names.")
         from puna.checkpoint.huggingface import HuggingFaceSource
