@@ -48,7 +48,7 @@ def test_the_text_alone(tmp_path: Path) -> None:
 
 
 def test_a_tower_that_does_not_fit_is_refused(tmp_path: Path) -> None:
-    model, file = _written(tmp_path)
+    _, file = _written(tmp_path)
     tower = tower_file(file)
     tensors = load_file(tower)
     shape = {"hidden_size": 16, "num_layers": 2, "num_heads": 2, "intermediate_size": 64, "tile_side": 28,
