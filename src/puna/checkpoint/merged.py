@@ -67,8 +67,8 @@ class MergedSource:
         return EMBEDDING if self._untied and name == HEAD else name
 
 
-def open_merged(folder: Path, base: str | Path | None = None) -> MergedSource:
-    """An adapter's folder with its base, which its configuration names unless `base` does.
+def open_merged(folder: Path, base: str | Path | None = None, text_only: bool = False) -> MergedSource:
+    """An adapter's folder with its base, which its configuration names unless `base` does. text_only: as `open_source`.
 
     Raises PunaError where the base is nowhere, is itself an adapter, or is not the one that was adapted.
     """
@@ -87,7 +87,7 @@ def open_merged(folder: Path, base: str | Path | None = None) -> MergedSource:
         place = beside
     if place.resolve() == folder.resolve():
         raise PunaError(f"{folder} holds an adapter that names itself as its base. Give the base's folder.")
-    source = open_source(place)
+    source = open_source(place, text_only)
     return MergedSource(source, checked(folder, source))
 
 

@@ -16,7 +16,7 @@ from puna.errors import PunaError
 FILE = "recorded.npz"
 # What a format, and the trainer's own arithmetic, may change: the distance of two logits' rows as a share of the row's
 # own spread (`distance`). Rounding to so many bits of mantissa moves a tiny or a billion-parameter model about equally.
-FORMATS = {"F32": 0.002, "F16": 0.01, "BF16": 0.06, "Q8_0": 0.06, "Q4_0": 0.6, "int8": 0.06, "int4": 0.6}
+FORMATS = {"F32": 0.002, "F16": 0.01, "BF16": 0.06, "Q8_0": 0.12, "Q4_0": 0.6, "int8": 0.12, "int4": 0.6}
 ARITHMETIC = {"float32": 0.002, "bfloat16": 0.06}
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from puna.cli.memory import in_bytes, show_forecast, show_notes, show_used
+from puna.cli.pictures import IMAGE_HELP, VIDEO_HELP, Album, Part, check_files, with_parts
 from puna.cli.ranks import refuse_many
 from puna.errors import PunaError
 
@@ -25,6 +26,7 @@ SMALL_MODEL = (
 HELP = """\
 /help          this list
 /system TEXT   set the system message (without TEXT: show it)
+/image FILE    show a picture with the next message; /video FILE a video
 /save FILE     write the conversation to FILE as JSON
 /reset         begin anew (the system message stays)
 /quit          leave (so does Ctrl-D)
@@ -34,6 +36,8 @@ Ctrl-C         stop the answer, not the program"""
 def chat(
     model: str = typer.Argument("cria", help="Bundled name, hub id, folder or file."),
     system: str | None = typer.Option(None, "--system", "-s", help="The system message."),
+    image: list[str] = typer.Option([], "--image", help=IMAGE_HELP),
+    video: list[str] = typer.Option([], "--video", help=VIDEO_HELP),
     temperature: float | None = typer.Option(None, "--temperature", "-t", help="0 always takes the likeliest token."),
     top_p: float | None = typer.Option(None, "--top-p", help="Draw from the likeliest tokens of this joint share."),
     max_tokens: int | None = typer.Option(None, "--max-tokens", "-n", min=1, help="Most tokens in one answer."),
@@ -45,14 +49,18 @@ def chat(
     quantize: str | None = typer.Option(None, "--quantize", help="Weights in int8 or int4; default: as stored."),
     kv: str | None = typer.Option(None, "--kv", help="int8 keeps keys and values in 8 bits."),
     memory: float | None = typer.Option(None, "--memory", min=0.01, help="Most memory to use, in GB."),
+    adapter: str | None = typer.Option(None, "--adapter", help="A PEFT adapter's folder, beside the weights."),
 ) -> None:
     """Talk with a model in the terminal.
 
     Example: puna chat --system "You are brief."
 
     Lines can also be piped in: echo "Hello" | puna chat PATH
+
+    With a picture: puna chat PATH --image chart.png
     """
     refuse_many("chat")
+    check_files([*image, *video])
     screen = Screen()
     if Path(model).name == "cria":
         screen.note(SMALL_MODEL)
@@ -63,13 +71,17 @@ def chat(
                    "repetition_penalty": repetition_penalty}  # fmt: skip
         Sampling().with_options(options)  # a wrong flag is told before a long load
         llama = load(model, device=device, dtype=dtype, context=context, quantize=quantize, kv=kv,
-                     memory=in_bytes(memory), tell=show_forecast)  # fmt: skip
+                     memory=in_bytes(memory), tell=show_forecast, adapter=adapter)  # fmt: skip
     show_notes(llama)
     if llama.tokenizer is None:
         raise PunaError(f"chat needs a tokenizer, and {model} has none; use: puna generate {model} --ids 1,2,3")
     if sys.stdin.isatty():
         screen.note("/help lists the commands, Ctrl-D leaves.")
-    Session(llama, Conversation(system), options, screen).run()
+    session = Session(llama, Conversation(system), options, screen)
+    for kind, files in (("image", image), ("video", video)):
+        for file in files:
+            session.show(kind, file)
+    session.run()
     show_used(llama)
 
 
@@ -78,10 +90,10 @@ class Conversation:
     """The messages so far. Nothing is ever dropped from it silently."""
 
     system: str | None = None
-    turns: list[dict[str, str]] = field(default_factory=list)
+    turns: list[dict[str, Any]] = field(default_factory=list)
 
     @property
-    def messages(self) -> list[dict[str, str]]:
+    def messages(self) -> list[dict[str, Any]]:
         """All messages, the system's first."""
         return ([{"role": "system", "content": self.system}] if self.system else []) + self.turns
 
@@ -101,6 +113,8 @@ class Session:
 
     def __init__(self, llama: "Model", conversation: Conversation, options: dict[str, Any], screen: "Screen") -> None:
         self.llama, self.conversation, self.options, self.screen = llama, conversation, options, screen
+        self.album = Album(llama)
+        self.pending: list[Part] = []  # pictures to be shown with the next message
 
     def run(self) -> None:
         """Until the end of input or /quit. Ctrl-C at the prompt clears the line."""
@@ -119,6 +133,13 @@ class Session:
             except PunaError as error:
                 self.screen.error(str(error))
 
+    def show(self, kind: str, file: str) -> None:
+        """Read a picture or a video, to be shown with the next message. Raises PunaError naming the file."""
+        seen = len(self.album.notes)
+        self.pending.append(self.album.add(kind, file))
+        for note in self.album.notes[seen:]:
+            self.screen.note(note)
+
     def command(self, line: str) -> bool:
         """Obey one slash command; False to leave."""
         name, _, rest = line.strip().partition(" ")
@@ -129,11 +150,17 @@ class Session:
             self.screen.line(HELP)
         elif name == "/reset":
             self.conversation.turns.clear()
+            self.pending.clear()
             self.screen.note("The conversation begins anew.")
         elif name == "/system":
             if rest:
                 self.conversation.system = rest
             self.screen.note(f"System message: {self.conversation.system or '(none)'}")
+        elif name in ("/image", "/video"):
+            if not rest:
+                raise PunaError(f"{name} needs a file name, as in: {name} llama.{'png' if name == '/image' else 'mp4'}")
+            self.show(name[1:], rest)
+            self.screen.note(f"{rest} is shown with your next message.")
         elif name == "/save":
             if not rest:
                 raise PunaError("/save needs a file name, as in: /save talk.json")
@@ -148,12 +175,12 @@ class Session:
         from puna.engine import ContextLengthError
 
         turns = self.conversation.turns
-        turns.append({"role": "user", "content": text})
+        turns.append({"role": "user", "content": with_parts(self.pending, text)})
         shown: list[str] = []
         times: list[float] = [time.perf_counter()]  # begin, then one for each token
         stream = None
         try:
-            stream = self.llama.stream(self.conversation.messages, **self.options)
+            stream = self.llama.stream(self.album.shown(self.conversation.messages), **self.options)
             with stream, self.screen.answering() as show:
                 for piece in stream:
                     times.extend(time.perf_counter() for _ in piece.token_ids)
@@ -169,6 +196,7 @@ class Session:
         finally:
             if any(shown):
                 turns.append({"role": "assistant", "content": "".join(shown)})
+                self.pending.clear()
             else:
                 turns.pop()
         self._account(stream.reply if stream else None, times)

@@ -1,7 +1,6 @@
 """`puna export`: a checkpoint in another format."""
 
 from enum import StrEnum
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,7 +31,7 @@ def export(
     out: Path = typer.Option(..., "--out", help="Folder (safetensors) or file (gguf) to write; must not exist."),
     format: Format = typer.Option(Format.safetensors, "--format", help="For transformers, or for llama.cpp."),
     type: str | None = typer.Option(
-        None, "--type", help="F32, F16, BF16; for gguf also Q8_0, Q4_0. Default: as stored; in gguf few bits as F32."
+        None, "--type", help="F32, F16, BF16; for gguf also Q8_0, Q4_0. Default: as stored."
     ),
     quantize: Bits | None = typer.Option(
         None, "--quantize", help="Safetensors in few bits (compressed-tensors' pack-quantized): int4 or int8."
@@ -73,20 +72,13 @@ def export(
 
 
 def _gguf(source: "Source", out: Path, type: str | None) -> tuple[str, ...]:
-    from puna.checkpoint.convert import read_for_gguf
-    from puna.checkpoint.gguf_names import slots
-    from puna.checkpoint.gguf_write import type_of, write_tensors
+    from puna.checkpoint.convert import convert_to_gguf
     from puna.checkpoint.hub import licence_of
-    from puna.checkpoint.validate import check_shapes
     from puna.engine.exported import lineage_fields
 
-    check_shapes(source, {slot.name: slot.shape for slot in slots(source.config)})
-    kind = type or type_of(source.read("embed_tokens.weight").dtype)
     licence = licence_of(source.path)
     metadata = ({"general.license": licence} if licence else {}) | lineage_fields(source.path)
-    few = {"Q8_0": 8, "Q4_0": 4}.get(kind)
-    read = source.read if few is None else partial(read_for_gguf, source, bits=few)
-    return write_tensors(read, source.config, source.tokenizer(), out, kind, source.generation, metadata).notes
+    return convert_to_gguf(source, out, type, metadata)
 
 
 def _safetensors(source: "Source", out: Path, type: str | None, quantize: str | None) -> tuple[str, ...]:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from puna.cli.memory import in_bytes, show_forecast, show_notes, show_used
+from puna.cli.pictures import IMAGE_HELP, VIDEO_HELP, Album, check_files, with_parts
 from puna.cli.ranks import one_of_many, prints
 
 if TYPE_CHECKING:
@@ -17,6 +18,8 @@ def generate(
     prompt: str | None = typer.Option(None, "--prompt", "-p", help="The text to continue; else standard input."),
     ids: str | None = typer.Option(None, "--ids", help='Token ids instead of text, as in "1,2,3"; taken as they are.'),
     chat: bool = typer.Option(False, "--chat/--raw", help="Ask the prompt as a chat message, or just continue it."),
+    image: list[str] = typer.Option([], "--image", help=f"{IMAGE_HELP} Asks as with --chat."),
+    video: list[str] = typer.Option([], "--video", help=f"{VIDEO_HELP} Asks as with --chat."),
     max_tokens: int | None = typer.Option(None, "--max-tokens", "-n", min=1, help="Most tokens to generate."),
     temperature: float | None = typer.Option(None, "--temperature", "-t", help="0 always takes the likeliest token."),
     top_p: float | None = typer.Option(None, "--top-p", help="Draw from the likeliest tokens of this joint share."),
@@ -31,6 +34,7 @@ def generate(
     quantize: str | None = typer.Option(None, "--quantize", help="Weights in int8 or int4; default: as stored."),
     kv: str | None = typer.Option(None, "--kv", help="int8 keeps keys and values in 8 bits."),
     memory: float | None = typer.Option(None, "--memory", min=0.01, help="Most memory to use, in GB."),
+    adapter: str | None = typer.Option(None, "--adapter", help="A PEFT adapter's folder, beside the weights."),
     expert_parallel: int | None = typer.Option(None, "--expert-parallel", min=1,
                                                help="Under torchrun: deal the experts out over this many processes."),
     as_json: bool = typer.Option(False, "--json", help="Print one JSON object when done, instead of streaming."),
@@ -39,13 +43,16 @@ def generate(
 
     Example: puna generate --prompt "The llama is" --max-tokens 40
 
+    About a picture: puna generate PATH --image chart.png --prompt "What does it show?"
+
     Without a tokenizer: puna generate stories260K.bin --ids 1,2,3 --max-tokens 20
 
     Over two processes: torchrun --nproc-per-node 2 -m puna generate --prompt "The llama is" (the first one prints)
     """
     from puna.engine import Options, Sampling, load
 
-    text_or_ids = _prompt(prompt, ids, chat)
+    check_files([*image, *video])
+    text_or_ids = _prompt(prompt, ids, chat or bool(image or video))
     options = Options(
         max_tokens=max_tokens, temperature=temperature, top_p=top_p, top_k=top_k, min_p=min_p, seed=seed,
         stop=stop or None, ignore_eos=ignore_eos,
@@ -53,9 +60,11 @@ def generate(
     Sampling().with_options(options)  # a wrong flag is told before a long load
     quiet = not prints()
     llama = load(model, device=device, dtype=dtype, context=context, expert_parallel=expert_parallel, quantize=quantize,
-                 kv=kv, memory=in_bytes(memory), tell=show_forecast)  # fmt: skip
+                 kv=kv, memory=in_bytes(memory), tell=show_forecast, adapter=adapter)  # fmt: skip
     if not (quiet or as_json):
         show_notes(llama)
+    if image or video:
+        text_or_ids = _with_pictures(text_or_ids, llama, image, video)
     stream = llama.stream(text_or_ids, **options)
     speaks = llama.tokenizer is not None
     first = True
@@ -91,6 +100,14 @@ def _prompt(prompt: str | None, ids: str | None, chat: bool) -> Any:
             raise PunaError('there is no prompt: give --prompt "TEXT", --ids "1,2,3", or pipe text in')
         prompt = sys.stdin.read().removesuffix("\n")
     return [{"role": "user", "content": prompt}] if chat else prompt
+
+
+def _with_pictures(messages: Any, llama: "Model", images: list[str], videos: list[str]) -> Any:
+    album = Album(llama)
+    parts = [*(album.add("image", file) for file in images), *(album.add("video", file) for file in videos)]
+    for note in album.notes:
+        print(note, file=sys.stderr)
+    return album.shown([{"role": "user", "content": with_parts(parts, messages[0]["content"])}])
 
 
 def _print_json(reply: Any, llama: "Model") -> None:

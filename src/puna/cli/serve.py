@@ -25,6 +25,7 @@ def serve(
     quantize: Annotated[str | None, typer.Option(help="Weights in int8 or int4; as stored by default.")] = None,
     kv: Annotated[str | None, typer.Option(help="int8 keeps keys and values in 8 bits.")] = None,
     memory: Annotated[float | None, typer.Option(min=0.01, help="Most memory to use, in GB.")] = None,
+    adapter: Annotated[str | None, typer.Option(help="A PEFT adapter's folder, beside the weights.")] = None,
     images_from: Annotated[list[str] | None, typer.Option(
         help="A folder whose pictures file: URLs may name, or an origin to fetch from, such as "
              "https://images.example.org (https://*: any public host). Repeatable; data URLs always work.")] = None,
@@ -39,7 +40,7 @@ def serve(
     listener = _listen(host, port)
     with listener:
         settings = {"context": context, "dtype": dtype, "device": device, "quantize": quantize, "kv": kv,
-                    "memory": in_bytes(memory)}  # fmt: skip
+                    "memory": in_bytes(memory), "adapter": adapter}  # fmt: skip
         _serve(listener, model, host, name or model, settings, images_from or [])
 
 
