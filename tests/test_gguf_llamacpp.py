@@ -108,6 +108,18 @@ def test_dequantisation_equals_llama_cpps_to_the_bit(type, kinds, tmp_path):
         assert (weights[name] - original).abs().max() <= original.abs().max() / 7
 
 
+def test_a_tokenizer_without_merges_loads(tmp_path):
+    """Bytes alone are the smallest byte-level tokenizer there is."""
+    tokenizer = train_tokenizer(["a"], 304)
+    fields = tokenizer.gguf_fields()
+    assert fields["tokenizer.ggml.merges"] == []
+    config = tiny(vocab_size=tokenizer.vocab_size, tie_word_embeddings=True)
+    path = write_gguf(random_model(config), config, tokenizer, tmp_path / "m.gguf", "F32")
+    model, back = runtime(path), load(path).tokenizer
+    assert back is not None
+    assert model.tokenize(b"hay?", add_bos=False, special=False) == back.encode("hay?") == tokenizer.encode("hay?")
+
+
 def test_its_tokenizer_gives_our_ids(tmp_path):
     tokenizer = train_tokenizer(LINES * 20, 600)
     config = tiny(vocab_size=640, tie_word_embeddings=True)

@@ -219,3 +219,45 @@ def test_export_to_gguf_and_back_keeps_integers(tmp_path: Path) -> None:
     result = CliRunner().invoke(app, ["export", str(folder), "--out", "x", "--format", "gguf", "--quantize", "int4"])
     assert isinstance(result.exception, PunaError)
     assert "--type Q4_0" in str(result.exception)
+
+
+@pytest.mark.filterwarnings("ignore:llama.cpp")
+@pytest.mark.parametrize("kind", ["llama3.1", "llama3.2", "scout"])
+def test_export_to_gguf_keeps_the_files_own_bits(kind: str, tmp_path: Path) -> None:
+    """Without --type: 4 bits in Q4_0, the head's 8 in Q8_0, floats as they are; llama.cpp's float32 for the vectors."""
+    config = tiny.CONFIGS[kind].with_(hidden_size=64, head_dim=16, intermediate_size=96)
+    folder = save(tiny.decoder(config, dtype=torch.bfloat16), config, None, tmp_path / "plain")
+    exported(folder, "few", "--quantize", "int4")
+    said = exported(tmp_path / "few", "few.gguf", "--format", "gguf")
+    assert "rounded anew" not in said
+    few_source, gguf = open_source(tmp_path / "few"), open_source(tmp_path / "few.gguf")
+    for name in few_source.shapes():
+        weight, found = few_source.read_packed(name), gguf.read_packed(name)
+        for one, other in zip(*(w if isinstance(w, list) else [w] for w in (weight, found)), strict=True):
+            if isinstance(one, Quantized):
+                assert isinstance(other, Quantized)
+                assert one.bits == other.bits
+                assert torch.equal(one.values, other.values), name
+                assert torch.equal(one.dequantize(), other.dequantize()), name
+            else:
+                assert isinstance(one, torch.Tensor)
+                assert isinstance(other, torch.Tensor)
+                assert torch.equal(one.float(), other.float()), name
+
+
+@pytest.mark.filterwarnings("ignore:llama.cpp")
+def test_export_to_gguf_says_what_it_rounds(tmp_path: Path) -> None:
+    weights = few("llama3.1", 8)
+    name = "layers.1.feed_forward.up_proj.weight"
+    shape = weights[name].shape  # type: ignore[union-attr]
+    scales = torch.full((shape[0], 1), 0.1)  # no float16
+    weights[name] = Quantized(8, torch.randint(-127, 128, shape, dtype=torch.int8), scales, shape[1])
+    path = written(tmp_path, "llama3.1", weights)
+    said = exported(path, "m.gguf", "--format", "gguf")
+    assert "1 weights in few bits were rounded anew to Q8_0, which can't hold" in said
+    assert name in said
+    floats = Float8(torch.randn(shape).to(torch.float8_e4m3fn), torch.rand(shape[0], 1) + 0.5)
+    path = written(tmp_path / "8", "llama3.1", weights | {name: floats})
+    assert "rounded anew to BF16" in exported(path, "m.gguf", "--format", "gguf")
+    exact = open_source(path).read(name)
+    assert torch.equal(open_source(path.parent / "m.gguf").read(name), exact.bfloat16().float())

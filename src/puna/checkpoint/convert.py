@@ -1,13 +1,16 @@
 """From one checkpoint to another without a model between: weights go through one at a time."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from puna.checkpoint.fewbits import quantised
 from puna.checkpoint.ready import BITS, _stored_dtype
+from puna.checkpoint.rehearsal import kinds
 from puna.checkpoint.safetensors_write import write_weights
 from puna.checkpoint.source import Source, _empty_decoder
 from puna.checkpoint.validate import check_finite, check_shapes
@@ -46,7 +49,31 @@ def convert_to_safetensors(
     return () if floats or bits else source.packed_notes
 
 
-def read_for_gguf(source: Source, name: str, bits: int) -> Weight | list[Weight]:
+def convert_to_gguf(
+    source: Source, path: Path, type: str | None = None, metadata: Mapping[str, Any] | None = None
+) -> tuple[str, ...]:
+    """Write a checkpoint as a GGUF file; returns what is not as it was stored, one sentence each.
+
+    type: as for `write_tensors`. None keeps each weight's own bits: floats as stored, integers in Q8_0 and Q4_0.
+    Raises PunaError as `write_tensors` does, and where the weights don't fit the configuration.
+    """
+    from puna.checkpoint.gguf_names import slots
+    from puna.checkpoint.gguf_write import own_types, write_tensors
+
+    check_shapes(source, {slot.name: slot.shape for slot in slots(source.config)})
+    if type is None:
+        kind, types = own_types(kinds(source), _stored_dtype(source, {}))
+        read: Callable[[str], Weight | list[Weight]] = source.read_packed
+        notes = source.packed_notes
+    else:
+        few = {"Q8_0": 8, "Q4_0": 4}.get(type)
+        read = source.read if few is None else partial(_read_for_gguf, source, bits=few)
+        kind, types, notes = type, {}, ()
+    written = write_tensors(read, source.config, source.tokenizer(), path, kind, source.generation, metadata, types)
+    return (*notes, *written.notes)
+
+
+def _read_for_gguf(source: Source, name: str, bits: int) -> Weight | list[Weight]:
     """A weight for a GGUF type of so many bits: its own integers where they are no wider, else its exact values."""
     packed = source.read_packed(name)
     parts = packed if isinstance(packed, list) else [packed]

@@ -11,7 +11,7 @@ _BITS = {Q.Q8_0: 8, Q.Q4_0: 4}
 
 
 def own_type(weight: Weight | list[Weight]) -> Q | None:
-    """The type that keeps a weight as it is; None for plain floats, whose dtype says it."""
+    """The type that keeps a weight as it is, or nearest to it; None for plain floats, whose dtype says it."""
     first = weight[0] if isinstance(weight, list) else weight
     if isinstance(first, Quantized):
         return Q.Q4_0 if first.bits == 4 else Q.Q8_0

@@ -28,6 +28,9 @@ _SCALARS = {
     GGUFValueType.UINT64: "Q", GGUFValueType.INT64: "q", GGUFValueType.FLOAT64: "d",
 }  # fmt: skip
 
+# the type of a list without items, where a reader asks for one: llama.cpp refuses to load merges that aren't texts
+_EMPTY = {"tokenizer.ggml.merges": GGUFValueType.STRING}
+
 
 @dataclass(frozen=True)
 class TensorInfo:
@@ -204,7 +207,7 @@ def pack_header(
         offset += padded(encoded_bytes(shape, type_))
     header = bytearray(MAGIC + struct.pack("<IQQ", VERSION, len(table), len(fields)))
     for key, value in fields.items():
-        header += _string(key) + _typed(value)
+        header += _string(key) + _typed(value, _EMPTY.get(key, GGUFValueType.INT32))
     header += rows
     return bytes(header.ljust(padded(len(header)), b"\0"))
 
@@ -219,9 +222,9 @@ def _string(text: str) -> bytes:
     return struct.pack("<Q", len(raw)) + raw
 
 
-def _typed(value: Any) -> bytes:
+def _typed(value: Any, empty: GGUFValueType) -> bytes:
     if isinstance(value, list | tuple):
-        kinds = {_kind(item, in_array=True) for item in value} or {GGUFValueType.INT32}
+        kinds = {_kind(item, in_array=True) for item in value} or {empty}
         if len(kinds) > 1:
             raise TypeError(f"a GGUF array holds one type, not {sorted(kinds)}")
         kind = kinds.pop()

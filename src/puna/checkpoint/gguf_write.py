@@ -6,7 +6,7 @@ Legend: D model width, F feed-forward width, E experts.
 import math
 import os
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from operator import itemgetter
@@ -76,15 +76,19 @@ def write_gguf(model: Decoder, config: ModelConfig, tokenizer: Tokenizer | None,
         weights["embed_tokens.weight"] = by_rows(embedding, itemgetter(slice(config.vocab_size)))
         warnings.warn("Left out the tower and what else is for pictures: the GGUF file holds the text model alone.",
                       stacklevel=3)  # fmt: skip
-    kind, own = type, {}
-    if kind is None:
-        own = {name: found for name, weight in weights.items() if (found := own_type(weight)) is not None}
-        kind = next((few.name for few in (Q.Q4_0, Q.Q8_0) if few in own.values()), type_of(model.dtype))
-        own |= {name: Q[type_of(model.dtype)] for name in weights if name not in own}
+    kind, own = (type, {}) if type is not None else own_types(weights.items(), model.dtype)
     written = write_tensors(weights.__getitem__, config, tokenizer, path, kind, generation, metadata, own)
     for note in written.notes:
         warnings.warn(note, stacklevel=3)
     return written.path
+
+
+def own_types(weights: Iterable[tuple[str, Weight | list[Weight]]], floats: torch.dtype) -> tuple[str, dict[str, Q]]:
+    """The types that keep weights in few bits as they are, and floats in that dtype; and the key of TYPES for the
+    whole."""
+    found = {name: own_type(weight) or Q[type_of(floats)] for name, weight in weights}
+    few = (few.name for few in (Q.Q4_0, Q.Q8_0) if few in found.values())
+    return next(few, type_of(floats)), found
 
 
 def write_tensors(read: Callable[[str], Weight | list[Weight]], config: ModelConfig, tokenizer: Tokenizer | None,
@@ -119,14 +123,13 @@ def write_tensors(read: Callable[[str], Weight | list[Weight]], config: ModelCon
             if scaling is not None:
                 _put(file, torch.from_numpy(gguf_rope.divisors(scaling, config.rope_theta, config.head_dim)), Q.F32)
                 _pad(file)
-            for slot in order:
-                _write_slot(file, slot, read(slot.name), types[slot.name], config)
+            anew = [slot for slot in order if not _write_slot(file, slot, read(slot.name), types[slot.name], config)]
         os.replace(part, path)
     except OSError as error:
         raise PunaError(f"{path} cannot be written: {error.strerror}") from error
     finally:
         part.unlink(missing_ok=True)
-    notes = (*differences(config), *_tokenizer_notes(fields), *_fallbacks(order, types))
+    notes = (*differences(config), *_tokenizer_notes(fields), *_fallbacks(order, types), *_rounded(anew, types))
     return Written(path, path.stat().st_size, notes)
 
 
@@ -144,6 +147,14 @@ def _fallbacks(order: list[Slot], types: Mapping[str, Q]) -> list[str]:
             + (", ..." if len(wide) > 3 else ".")]  # fmt: skip
 
 
+def _rounded(anew: list[Slot], types: Mapping[str, Q]) -> list[str]:
+    kinds = sorted({types[slot.name].name for slot in anew})
+    if not kinds:
+        return []
+    return [f"{len(anew)} weights in few bits were rounded anew to {' and '.join(kinds)}, which can't hold their "
+            f"values or scales as they are: {anew[0].name}" + (", ..." if anew[1:] else ".")]  # fmt: skip
+
+
 def _tokenizer_notes(fields: Mapping[str, Any]) -> list[str]:
     if "puna.tokenizer.split_regex" not in fields:
         return []
@@ -153,7 +164,9 @@ def _tokenizer_notes(fields: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _write_slot(file: BinaryIO, slot: Slot, weight: Weight | list[Weight], type: Q, config: ModelConfig) -> None:
+def _write_slot(file: BinaryIO, slot: Slot, weight: Weight | list[Weight], type: Q, config: ModelConfig) -> bool:
+    """False: a weight in few bits was not written as it is."""
+    kept = True
     shape = (len(weight), *tuple(weight[0].shape)[::-1]) if isinstance(weight, list) else tuple(weight.shape)
     if shape != slot.shape:
         raise PunaError(f"tensor {slot.name!r} has shape {shape}, the configuration wants {slot.shape}")
@@ -162,10 +175,11 @@ def _write_slot(file: BinaryIO, slot: Slot, weight: Weight | list[Weight], type:
     for part, name in enumerate(slot.tensors):
         for piece in _pieces(slot, weight, part):
             try:
-                _put(file, piece, type)
+                kept &= _put(file, piece, type)
             except ValueError as error:
                 raise PunaError(f"tensor {slot.name!r} cannot be written to {name!r} as {type.name}: {error}") from None
         _pad(file)
+    return kept
 
 
 def _pieces(slot: Slot, weight: Weight | list[Weight], part: int) -> Iterator[Weight]:
@@ -180,12 +194,12 @@ def _pieces(slot: Slot, weight: Weight | list[Weight], part: int) -> Iterator[We
         yield by_rows(rows, itemgetter(slice(part * share, (part + 1) * share)))
 
 
-def _put(file: BinaryIO, weight: Weight, type: Q) -> None:
-    """Append one tensor, a few rows at a time."""
+def _put(file: BinaryIO, weight: Weight, type: Q) -> bool:
+    """Append one tensor, a few rows at a time. False: it was in few bits, and was rounded to others."""
     blocks = encoded(weight, type)
     if blocks is not None:
         file.write(blocks.contiguous().numpy().data)
-        return
+        return True
     tensor = plain(weight)
     rows = tensor.detach().reshape(-1, tensor.shape[-1])
     for chunk in rows.split(max(1, _CHUNK // rows.shape[-1])):
@@ -199,6 +213,7 @@ def _put(file: BinaryIO, weight: Weight, type: Q) -> None:
             file.write(values.to(_FLOATS[type]).view(torch.uint8).numpy().data)
         else:
             file.write(quantize(values.numpy(), type).data)
+    return isinstance(weight, Tensor) or type == Q.F32
 
 
 def _pad(file: BinaryIO) -> None:

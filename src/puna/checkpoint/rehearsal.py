@@ -2,7 +2,7 @@
 
 import sys
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from puna.checkpoint.ready import packer_for
 from puna.checkpoint.source import Source, _empty_decoder
 from puna.model import Decoder
+from puna.model.quantized import Weight
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,13 @@ def rehearse(
         largest, making = (max(sizes) for sizes in zip(*ones, strict=True))
         routed = Routed(weights - before[0], largest, making, before[1])
     return Footprint(weights, peak, packer.dtype, routed)
+
+
+def kinds(source: Source) -> Iterator[tuple[str, Weight | list[Weight]]]:
+    """Every weight as `Source.read_packed` gives it, on the meta device: nothing is read."""
+    model = _empty_decoder(source)
+    with torch.device("meta"), _Counter(model):
+        yield from [(name, source.read_packed(name)) for name in model.state_dict()]
 
 
 def _pointwise(one: Any, other: Any) -> Tensor:
