@@ -188,7 +188,7 @@ Image.new("RGB", (8, 8)).save(GIF, "GIF")
     ({"type": "image", "image": "/etc/passwd"}, "content[1].image: '/etc/passwd' is no data URL"),
     ({"type": "video_url", "video_url": {"url": data(b"no video", "video/mp4")}},
      "content[1].video_url.url is of no known video type"),
-    ({"type": "video_url", "video_url": {"url": data(clip(1), "video/mp4"), "frames": 99}},
+    ({"type": "video_url", "video_url": {"url": data(b"", "video/mp4"), "frames": 99}},
      "content[1].video_url.frames: a whole number from 1 to 48"),
     ({"type": "input_audio", "input_audio": {}}, "content[1].type: 'input_audio' is not supported"),
 ])  # fmt: skip
