@@ -76,3 +76,10 @@ def test_a_tower_that_does_not_fit_is_refused(tmp_path: Path) -> None:
 def test_only_llama_4_towers(tmp_path: Path) -> None:
     with pytest.raises(PunaError, match="write the model as safetensors"):
         write_tower(Decoder(tiny_pictures.config("llama3.2")), tmp_path / "x.gguf")
+
+
+def test_the_most_tiles_of_a_picture_survive_hugging_face(tmp_path: Path) -> None:
+    model, _ = _written(tmp_path)
+    save(model, model.config, None, tmp_path / "folder")
+    assert load(tmp_path / "folder").config.vision == model.config.vision
+    assert model.config.vision.max_tiles == 4

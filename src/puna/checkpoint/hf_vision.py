@@ -13,6 +13,7 @@ from puna.family.vision import Llama4Vision, Llama32Vision
 Vision = Llama4Vision | Llama32Vision
 
 REFERENCE = "puna_reference"  # our own key in vision_config: `Llama32Vision.reference`
+MOST_TILES = "puna_max_tiles"  # likewise `Llama4Vision.max_tiles`: transformers has it in preprocessor_config.json
 _OUTPUTS_SINCE = (4, 55)  # transformers 4.54.0 took the intermediate layers' inputs, 4.57.1 and 5.23 their outputs
 _TOWER = re.compile(r"(?:model\.)?(vision_model|multi_modal_projector|vision_tower)\.")
 _LAYER = re.compile(r"layers\.(\d+)\.(.*)")
@@ -49,6 +50,7 @@ def read_llama4_vision(top: Fields) -> Llama4Vision | None:
         patch_side=section.integer("patch_size", 14),
         pixel_shuffle=shuffle,
         adapter_size=adapter,
+        max_tiles=section.integer(MOST_TILES, 16),
         rope_theta=rope.number("rope_theta", section.number("rope_theta", 10_000.0)),
         image_token_id=top.integer("image_token_index", top.integer("image_token_id", 200_092)),
     )
@@ -134,6 +136,7 @@ def write_vision(vision: Vision) -> tuple[dict[str, Any], dict[str, Any]]:
             "model_type": "llama4_vision_model",
             "num_attention_heads": vision.num_heads,
             "pixel_shuffle_ratio": 1 / vision.pixel_shuffle,
+            MOST_TILES: vision.max_tiles,
             "projector_input_dim": vision.adapter_size,
             "projector_output_dim": vision.adapter_size,
             "vision_output_dim": vision.adapter_size,
