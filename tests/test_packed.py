@@ -11,8 +11,8 @@ import tiny
 from puna.errors import PunaError
 from puna.model import Decoder
 from puna.model.native import kernels
-from puna.model.packed import Panels
-from puna.model.packing import Packer, requantized
+from puna.model.packed import PackedLinear, Panels
+from puna.model.packing import Packer, pack, requantized
 from puna.model.paged import Batch
 from puna.model.quantized import Float8, Quantized, Weight, plain, quantize, stacked
 from puna.model.unpacked import BlockwiseLinear
@@ -176,3 +176,18 @@ def test_stacking_keeps_bits_where_all_are_alike() -> None:
     assert torch.equal(plain(stacked(parts)), torch.cat([plain(part) for part in parts]))
     mixed = [parts[0], torch.randn(2, 64)]
     assert isinstance(stacked(mixed), torch.Tensor)
+
+
+@needs_kernels
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
+def test_activations_that_the_kernels_do_not_take_never_reach_them(dtype: torch.dtype, bits: int) -> None:
+    expected, other = tiny.decoder("scout"), tiny.decoder("scout").to(dtype)
+    pack(expected, bits)
+    pack(other, bits)
+    assert not any(isinstance(module, PackedLinear) for module in other.modules())
+    ids = torch.arange(20)[None]
+    with torch.no_grad():
+        torch.testing.assert_close(other(ids).float(), expected(ids), atol=0.02, rtol=0.02)
+    with pytest.raises(TypeError, match="take float32 and bfloat16"):
+        PackedLinear(torch.ones(16, 16))(torch.ones(1, 16, dtype=dtype))

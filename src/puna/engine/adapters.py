@@ -159,7 +159,7 @@ class Beside:
 
     def _layer(self, weight: Tensor) -> nn.Module:
         weight = weight.to(self.device, self.dtype)
-        return PackedLinear(weight) if packable(weight) else _linear(weight)
+        return PackedLinear(weight) if packable(weight, self.dtype) else _linear(weight)
 
 
 def _of(update: Update | None, expert: int) -> Update | None:

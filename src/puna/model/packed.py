@@ -38,9 +38,10 @@ class _Weight(ctypes.Structure):
     )  # fmt: skip
 
 
-def packable(weight: Weight) -> bool:
-    """Whether our kernels can hold this weight: on the CPU (or nowhere), in a kind they know, and they are there."""
-    if kernels() is None:
+def packable(weight: Weight, activations: torch.dtype = torch.bfloat16) -> bool:
+    """Whether our kernels can hold this weight: on the CPU (or nowhere), in a kind they know, and they are there. And
+    whether they take such activations: float32 and bfloat16."""
+    if kernels() is None or activations not in (torch.float32, torch.bfloat16):
         return False
     if isinstance(weight, Tensor):
         return weight.device.type in PLACES and weight.dtype in (torch.float32, torch.bfloat16)
@@ -97,7 +98,7 @@ class Panels:
     def product(self, x_MK: Tensor) -> Tensor:
         """x @ weight.T [M, N], in x's dtype (float32 or bfloat16)."""
         rows = x_MK.shape[0]
-        bf16 = x_MK.dtype == torch.bfloat16
+        bf16 = _is_bf16(x_MK.dtype)
         x_MK = x_MK.contiguous()
         out_MN = x_MK.new_empty(rows, self.outputs)
         scratch = torch.empty(self.scratch_bytes(rows), dtype=torch.uint8)
@@ -110,7 +111,7 @@ class Panels:
 
     def rows(self, ids: Tensor, dtype: torch.dtype) -> Tensor:
         """Rows `ids` [M] of the weight [M, K], dequantised: float32 or bfloat16. Raises IndexError."""
-        ids, bf16 = ids.contiguous(), dtype == torch.bfloat16
+        ids, bf16 = ids.contiguous(), _is_bf16(dtype)
         if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < self.outputs:
             raise IndexError(f"rows {int(ids.min())} to {int(ids.max())} of a weight of {self.outputs}")
         out_MK = torch.empty(len(ids), self.width, dtype=dtype)
@@ -197,6 +198,12 @@ class PackedExperts(nn.Module):
                 outputs.append(down.product(silu_mul(gate_up.product(x_CD[row : row + count]))))
                 row += count
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+
+
+def _is_bf16(dtype: torch.dtype) -> bool:
+    if dtype not in (torch.float32, torch.bfloat16):  # the kernels would read beyond a narrower tensor's end
+        raise TypeError(f"the kernels take float32 and bfloat16, not {dtype}")
+    return dtype == torch.bfloat16
 
 
 def _native() -> Kernels:

@@ -60,7 +60,7 @@ class Packer:
         decoder = self.decoder
         embedding = self._weight("embed_tokens.weight", self.bits and HEAD_BITS)
         tied = decoder.lm_head is None
-        if packable(embedding) and (tied or not isinstance(embedding, Tensor)):
+        if packable(embedding, self.dtype) and (tied or not isinstance(embedding, Tensor)):
             decoder.embed_tokens = PackedEmbedding(embedding, self.dtype)
         else:
             self._assign(decoder.embed_tokens, embedding)
@@ -100,7 +100,7 @@ class Packer:
 
     def _attention(self, attention: Attention, name: str) -> None:
         parts = [self._weight(f"{name}{part}_proj.weight", self.bits) for part in "qkv"]
-        joined = _joined(parts)
+        joined = _joined(parts, self.dtype)
         if joined is not None:
             attention.fuse(PackedLinear(joined), [part.shape[0] for part in parts])
         else:
@@ -109,8 +109,8 @@ class Packer:
 
     def _feed_forward(self, module: FeedForward, name: str) -> nn.Module:
         gate, up, down = (self._weight(f"{name}{part}_proj.weight", self.bits) for part in ("gate", "up", "down"))
-        joined = _joined([gate, up])
-        if joined is not None and packable(down):
+        joined = _joined([gate, up], self.dtype)
+        if joined is not None and packable(down, self.dtype):
             return PackedFeedForward(joined, down)
         module.gate_proj, module.up_proj, module.down_proj = map(self._linear, (gate, up, down))
         return module
@@ -158,7 +158,7 @@ class Packer:
 
     def _together(self, gate_up: list[Weight], down: list[Weight]) -> nn.Module:
         """Experts as one module."""
-        if packable(gate_up[0]):
+        if packable(gate_up[0], self.dtype):
             return PackedExperts(zip(gate_up, down, strict=True))
         if not isinstance(gate_up[0], Tensor):
             return BlockwiseExperts(gate_up, down)
@@ -195,7 +195,7 @@ class Packer:
         return Quantized(weight.bits, values, scales, weight.group)
 
     def _linear(self, weight: Weight) -> nn.Module:
-        if packable(weight):
+        if packable(weight, self.dtype):
             return PackedLinear(weight)
         if not isinstance(weight, Tensor):
             return BlockwiseLinear(weight)
@@ -232,9 +232,9 @@ def _constant(tensor: Tensor) -> nn.Parameter:
     return nn.Parameter(tensor.contiguous(), requires_grad=False)
 
 
-def _joined(parts: list[Weight]) -> Weight | None:
+def _joined(parts: list[Weight], activations: torch.dtype) -> Weight | None:
     """Row by row in one matrix, where our kernels take it and nothing changes by it."""
-    if not all(packable(part) for part in parts) or len({type(part) for part in parts}) > 1:
+    if not all(packable(part, activations) for part in parts) or len({type(part) for part in parts}) > 1:
         return None
     integers = [part for part in parts if isinstance(part, Quantized)]
     alike = len({(part.bits, part.group, part.scales.dtype) for part in integers}) <= 1
