@@ -9,6 +9,7 @@ from puna.errors import PunaError
 from puna.model import Decoder
 from puna.text.tokenizer import Tokenizer
 from puna.train.config import TrainConfig
+from puna.train.dpo import DPO
 from puna.train.examples import learnable
 from puna.train.lora import DoRATuning, LoRATuning, QLoRATuning
 from puna.train.loss import linear_cross_entropy
@@ -69,4 +70,5 @@ METHODS: Mapping[str, Callable[[TrainConfig], Method]] = {
     "lora": LoRATuning,
     "dora": DoRATuning,
     "qlora": QLoRATuning,
+    "dpo": DPO,
 }

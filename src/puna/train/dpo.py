@@ -1,0 +1,130 @@
+"""Preference tuning on the loop: DPO and its kin over adapters, or over all weights with a copy of them beside.
+
+Legend: N predictions of a pass, P pairs.
+"""
+
+import copy
+import hashlib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from puna.checkpoint.peft_write import write_adapter
+from puna.checkpoint.source import save
+from puna.errors import PunaError
+from puna.model import Decoder
+from puna.model.adapt import switched_off, updates
+from puna.text.tokenizer import Tokenizer
+from puna.train.config import TrainConfig
+from puna.train.examples import preference_example
+from puna.train.lora import AdapterOptions, Adapters, checked_options
+from puna.train.loss import IGNORED, token_losses
+from puna.train.method import Batch, Example, Finished, Loss, Packing, Row
+from puna.train.preference import EXTRA, LOSSES, WITHOUT_REFERENCE, Pairs
+
+
+class DPOOptions(AdapterOptions):
+    """`options` of dpo (docs/tuning.md)."""
+
+    loss: Literal["sigmoid", "hinge", "ipo", "simpo", "orpo"] = "sigmoid"
+    beta: float = Field(0.1, gt=0)
+    label_smoothing: float | None = Field(None, ge=0, lt=0.5)  # of sigmoid
+    gamma: float | None = Field(None, ge=0)  # of simpo
+    adapter: bool = True  # False trains all weights
+
+
+class DPO:
+    """From pairs of a chosen and a rejected answer. The reference is the base: the same model with its adapters off."""
+
+    name: ClassVar[str] = "dpo"
+    metrics: ClassVar[tuple[str, ...]] = ("margin", "accuracy")
+    packing: ClassVar[Packing] = "whole"
+    optimizer: ClassVar[Literal["muon", "adamw"]] = "adamw"
+
+    def __init__(self, config: TrainConfig) -> None:
+        self.options = options = checked_options(DPOOptions, config)
+        for name, loss in (("label_smoothing", "sigmoid"), ("gamma", "simpo")):
+            if getattr(options, name) is not None and options.loss != loss:
+                raise PunaError(f"options.{name}: loss {options.loss} has none; take it out, or use {loss}")
+        self.extra = options.label_smoothing or options.gamma or EXTRA.get(options.loss, 0.0)
+        self.rate = 5e-5 if options.adapter else 5e-7
+        self.adapters = Adapters(options, config.seed) if options.adapter else None
+        self._base: tuple[Decoder, ...] = ()  # of all weights' training: a copy, which is no part of the model
+        self._known: dict[bytes, float] = {}
+
+    def prepare(self, model: Decoder, seed: int) -> None:
+        """Adapters, or all weights with a frozen copy as the reference."""
+        if self.adapters:
+            self.adapters.prepare(model, seed)
+            return
+        if self.options.bits:
+            raise PunaError("options.bits: a base in few bits can't train itself; take `adapter: false` out")
+        if self.options.loss not in WITHOUT_REFERENCE:
+            self._base = (copy.deepcopy(model).eval(),)
+        model.requires_grad_(True)
+
+    def example(self, row: Row, tokenizer: Tokenizer) -> Example:
+        """`prompt`, `chosen` and `rejected`."""
+        return preference_example(row, tokenizer)
+
+    def expand(self, model: Decoder, examples: list[Example], step: int) -> list[Example]:  # noqa: ARG002
+        """The rows as they are."""
+        if self.adapters:
+            self.adapters.begin_step(step)
+        return examples
+
+    def count(self, batch: Batch) -> int:
+        """Pairs."""
+        return len(batch.examples)
+
+    def loss(self, model: Decoder, batch: Batch) -> Loss:
+        """The chosen loss, summed over pairs."""
+        if self.adapters:
+            self.adapters.begin_pass(model)
+        policy, tokens = answers(model, batch)
+        reference = torch.zeros_like(policy)
+        if self.options.loss not in WITHOUT_REFERENCE:
+            known = [value for example in batch.examples for value in self._reference(model, example)]
+            reference = torch.tensor(known, device=policy.device)
+        pairs = Pairs(policy[::2], policy[1::2], reference[::2], reference[1::2], tokens[::2], tokens[1::2])
+        losses = LOSSES[self.options.loss](pairs, self.options.beta, self.extra)
+        chosen, rejected = pairs.averages
+        margins = (chosen - rejected if self.options.loss in WITHOUT_REFERENCE else pairs.margin).detach()
+        return Loss(losses.sum(), {"margin": float(margins.sum()) * self.options.beta,
+                                   "accuracy": float((margins > 0).sum())})  # fmt: skip
+
+    def _reference(self, model: Decoder, example: Example) -> Iterable[float]:
+        """The base's log-probabilities of an example's two answers, computed once. Alone in a pass, so that they don't
+        depend on what else a pass holds, which a resumed run may meet at another time."""
+        keys = [hashlib.sha256(d.tokens.tobytes() + d.counted.tobytes()).digest() for d in example.documents]
+        if any(key not in self._known for key in keys):
+            batch = Batch.of([example], model.device)
+            with torch.no_grad():
+                if self._base:
+                    found, _ = answers(self._base[0], batch)
+                else:
+                    with switched_off(model):
+                        found, _ = answers(model, batch)
+            self._known |= dict(zip(keys, found.tolist(), strict=True))
+        return (self._known[key] for key in keys)
+
+    def save(self, finished: Finished, folder: Path) -> None:
+        """An adapter, or weights."""
+        model = finished.model
+        if self.adapters:
+            write_adapter(folder, updates(model), self.adapters.lora, model.config, finished.base)
+        else:
+            save(model, model.config, finished.tokenizer, folder, generation=finished.generation)
+
+
+def answers(model: Decoder, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Of each document of a pass: the log-probability of its tokens that carry loss, and how many these are."""
+    losses_N = token_losses(batch.states(model), model.head_weight, batch.targets_N)
+    counted_N = (batch.targets_N != IGNORED).float()
+    parts = zip(losses_N.split(list(batch.lengths)), counted_N.split(list(batch.lengths)), strict=True)
+    sums = [(-losses.sum(), counted.sum()) for losses, counted in parts]
+    return torch.stack([one for one, _ in sums]), torch.stack([count for _, count in sums])
