@@ -182,12 +182,13 @@ def test_stacking_keeps_bits_where_all_are_alike() -> None:
 @pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
 def test_activations_that_the_kernels_do_not_take_never_reach_them(dtype: torch.dtype, bits: int) -> None:
-    expected, other = tiny.decoder("scout"), tiny.decoder("scout").to(dtype)
+    expected, other = tiny.decoder("llama3.2"), tiny.decoder("llama3.2").to(dtype)
     pack(expected, bits)
     pack(other, bits)
     assert not any(isinstance(module, PackedLinear) for module in other.modules())
     ids = torch.arange(20)[None]
     with torch.no_grad():
-        torch.testing.assert_close(other(ids).float(), expected(ids), atol=0.02, rtol=0.02)
+        wanted = expected(ids)
+        assert (other(ids).float() - wanted).norm() < 0.02 * wanted.norm()
     with pytest.raises(TypeError, match="take float32 and bfloat16"):
         PackedLinear(torch.ones(16, 16))(torch.ones(1, 16, dtype=dtype))
