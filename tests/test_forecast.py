@@ -12,7 +12,7 @@ from puna.engine.sizes import CacheSize
 from puna.engine.speculation import NGRAM_BYTES
 from puna.errors import PunaError
 from puna.model.memory import resident
-from puna.model.on_demand import expert_cache
+from puna.model.on_demand import expert_cache, held_bytes
 from puna.model.paged import BLOCK, PagedPool
 from tiny import CONFIGS, decoder
 
@@ -31,15 +31,10 @@ def steady(monkeypatch):
     monkeypatch.setattr("puna.engine.forecast.resident", lambda: 100_000_000)
 
 
-def held(model):
-    packed = sum(module.packed.bytes() for module in model.modules() if hasattr(module, "packed"))
-    return packed + sum(parameter.nbytes for parameter in model.parameters())
-
-
 @pytest.mark.parametrize("quantize", [None, "int8", "int4"])
 def test_rehearsed_weights_are_the_loaded_ones_to_the_byte(checkpoint, quantize):
     source = open_source(checkpoint)
-    assert rehearse(source, None, quantize).weights == held(load_ready(source, quantize=quantize).model)
+    assert rehearse(source, None, quantize).weights == held_bytes(load_ready(source, quantize=quantize).model)
 
 
 def test_rehearsal_keeps_the_dtype_and_knows_that_loading_takes_more(checkpoint):

@@ -18,7 +18,8 @@ from puna.checkpoint.ready import load_ready
 from puna.checkpoint.safetensors_write import write_weights
 from puna.cli.main import app
 from puna.errors import PunaError
-from puna.model.quantized import Float8, Quantized, Weight
+from puna.model.native import kernels
+from puna.model.quantized import Float8, Quantized, Weight, plain
 
 torch.set_num_threads(1)
 KINDS = ["llama3.1", "llama3.2", "scout", "maverick"]
@@ -192,7 +193,10 @@ def test_export_quantises_and_keeps_bits(kind: str, tmp_path: Path) -> None:
     few_source = open_source(tmp_path / "few")
     for name, weight in weights.items():
         if name != "embed_tokens.weight" or config.tie_word_embeddings:
-            assert equal(weight, few_source.read_packed(name)), name
+            found = few_source.read_packed(name)
+            if kernels() is None and name == "embed_tokens.weight":  # PyTorch looks rows up in floats only
+                found = plain(found).to(torch.bfloat16)  # type: ignore[arg-type]
+            assert equal(weight, found), name
     exported(tmp_path / "few", "again")
     assert (tmp_path / "again" / "model.safetensors").read_bytes() == (
         tmp_path / "few" / "model.safetensors"
