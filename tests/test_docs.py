@@ -18,6 +18,7 @@ from puna.family.config import ModelConfig
 from puna.text.train import train_tokenizer
 from test_hub import Hub, hub  # noqa: F401 - the fixture is used by name
 from tiny import EXPERTS, LLAMA4, decoder
+from tiny_pictures import seeing
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -40,8 +41,11 @@ def blocks(page: Path, language: str) -> list[str]:
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """What the pages take for granted: my-llama, scout-int4, my-shape, articles.jsonl, my-data, run.yaml."""
+def folder(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
+    """What the pages take for granted: my-llama, scout-int4, my-shape, articles.jsonl, my-data, run.yaml; and for
+    pictures my-eyes, chart.png, photo.png, clip.mp4."""
+    if "sight.md" in request.node.name:
+        seeing(tmp_path)
     tokenizer = train_tokenizer(SENTENCES * 20, 320)
     shape = ModelConfig(
         **LLAMA4 | {"vocab_size": 384, "context_length": 512},

@@ -7,12 +7,8 @@ import pytest
 import torch
 
 import puna
-from puna.engine import Model
-from puna.model import Decoder
 from test_cli_generate import Puna, tiny_checkpoint
-from test_pictures_server import clip
-from tiny_pictures import KINDS, config, png, tokenizer
-from tiny_pictures import randomise as fill
+from tiny_pictures import KINDS, checkpoint_of, clip, png
 
 torch.set_num_threads(1)
 
@@ -24,15 +20,7 @@ def run(monkeypatch, capsys):
 
 @pytest.fixture(scope="module", params=KINDS)
 def checkpoint(request, tmp_path_factory):
-    decoder = Decoder(config(request.param))
-    fill(decoder)
-    with torch.no_grad():
-        for name, weight in decoder.named_parameters():
-            if "gate" in name:
-                weight.fill_(0.7)
-    folder = tmp_path_factory.mktemp("pictures") / request.param
-    Model(decoder, tokenizer()).save(folder)
-    return folder
+    return checkpoint_of(request.param, tmp_path_factory.mktemp("pictures") / request.param)
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 import itertools
 import threading
+from dataclasses import replace
 from itertools import pairwise
 from types import SimpleNamespace
 
@@ -11,14 +12,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from puna.engine import CacheSize, Inputs, Model, pace, pictures
+from puna.checkpoint import open_source
+from puna.engine import CacheSize, Inputs, Model, load, pace, pictures
+from puna.engine.forecast import Needs
 from puna.engine.pictures import Gallery, gallery_bytes
 from puna.errors import PunaError
 from puna.model.native import kernels
 from puna.model.paged import blocks_for
 from puna.model.pictures import PatchFeatures
 from tiny import decoder as text_decoder
-from tiny_pictures import KINDS, asked, config, decoder, image, model, tokenizer
+from tiny_pictures import KINDS, asked, checkpoint_of, config, decoder, image, model, tokenizer
 
 torch.set_num_threads(1)
 compiled = pytest.mark.skipif(kernels() is None, reason="the compiled kernels were not built")
@@ -339,6 +342,29 @@ def test_inputs_made_by_hand_are_checked(kind):
     ]:
         with pytest.raises(PunaError, match=error):
             llama.logits(without(good, **bad))
+
+
+@both
+def test_the_forecast_counts_room_for_pictures(kind, tmp_path):
+    source = open_source(checkpoint_of(kind, tmp_path / kind))
+    needs = Needs.of(source, None, None, None)
+    shape, size = source.config, CacheSize(8, 8 if kind == "llama4" else 0)
+    blind = replace(needs, config=shape.with_(vision=None))
+    room = gallery_bytes(shape, 4)
+    assert room >= 8 * pictures.picture_bytes(shape, shape.vision.max_tiles, 4) > 0
+    assert needs.most(size).cache == blind.most(size).cache + room
+    assert needs.forecast(64).cache == blind.forecast(64).cache + room
+    assert needs.most(size).work >= pictures.looking_bytes(shape, 4)
+    llama = load(tmp_path / kind)
+    llama.generate(CHATS[0], max_tokens=2)
+    held = llama._engine.core.looker.gallery
+    assert llama.memory_used()[0].cache == blind.used(CacheSize(*touched(llama)), None, 512, 1).cache + held.most
+    assert 0 < held.used <= held.most <= room
+
+
+def touched(llama: Model) -> tuple[int, int]:
+    blocks = llama._engine.core.state.blocks
+    return blocks.full.touched, blocks.local.touched
 
 
 def test_models_of_text_refuse_pictures():

@@ -17,7 +17,7 @@ from puna.server import images
 from puna.server.app import LOOPBACK, create_app
 from puna.server.images import Allowed
 from serving import NAME, serving
-from tiny_pictures import KINDS, asked, image, model, png
+from tiny_pictures import KINDS, asked, clip, image, model, png
 
 torch.set_num_threads(1)
 
@@ -114,19 +114,6 @@ def test_many_at_once_with_text_between(llama, client):
 def test_several_answers_read_the_picture_once(llama, client):
     answer = ask(client, said(part(data(png(1))), "?"), n=3)
     assert [choice.message.content for choice in answer.choices] == [expected(llama, asked(image(1), "?")).text] * 3
-
-
-def clip(seconds: float = 5, rate: int = 8) -> bytes:
-    av = pytest.importorskip("av")
-    file = io.BytesIO()
-    with av.open(file, "w", format="mp4") as out:
-        stream = out.add_stream("mpeg4", rate=rate)
-        stream.width = stream.height = 32
-        for at in range(int(seconds * rate)):
-            frame = av.VideoFrame.from_image(Image.new("RGB", (32, 32), (5 * at, 255 - 5 * at, 90)))
-            out.mux(stream.encode(frame))
-        out.mux(stream.encode(None))
-    return file.getvalue()
 
 
 @pytest.mark.parametrize("stream", [False, True])

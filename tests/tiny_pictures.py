@@ -2,9 +2,11 @@
 
 import io
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 
@@ -44,17 +46,36 @@ def config(kind: str, context: int = 1024, reference: Any = "meta") -> ModelConf
     return ModelConfig("llama", num_layers=3, rope_scaling=RopeScaling(8.0, 1.0, 4.0, 32), vision=tower, **shape)
 
 
-def decoder(kind: str, dtype: torch.dtype = torch.float32, **settings: Any) -> Decoder:
-    """Random weights, packed as after loading; gates open, so that pictures matter."""
+def plain(kind: str, **settings: Any) -> Decoder:
+    """Random weights; gates open, so that pictures matter."""
     model = Decoder(config(kind, **settings))
     randomise(model)
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if "gate" in name:
                 weight.fill_(0.7)
-    model = model.to(dtype).eval()
+    return model.eval()
+
+
+def decoder(kind: str, **settings: Any) -> Decoder:
+    """The same, packed as after loading."""
+    model = plain(kind, **settings)
     pack(model)
     return model
+
+
+def checkpoint_of(kind: str, folder: Path) -> Path:
+    """The same as a checkpoint."""
+    Model(plain(kind), tokenizer()).save(folder)
+    return folder
+
+
+def seeing(folder: Path) -> None:
+    """What docs/sight.md takes for granted: my-eyes, chart.png, photo.png, clip.mp4."""
+    checkpoint_of("llama4", folder / "my-eyes")
+    (folder / "chart.png").write_bytes(png(1, 60, 40))
+    (folder / "photo.png").write_bytes(png(2, 40, 60))
+    (folder / "clip.mp4").write_bytes(clip())
 
 
 def model(kind: str, decoder_: Decoder | None = None, **settings: Any) -> Model:
@@ -72,6 +93,20 @@ def png(seed: int, width: int = 28, height: int = 28) -> bytes:
     """The same as a file."""
     file = io.BytesIO()
     image(seed, width, height).save(file, "PNG")
+    return file.getvalue()
+
+
+def clip(seconds: float = 5, rate: int = 8) -> bytes:
+    """A video whose colour changes."""
+    av = pytest.importorskip("av")
+    file = io.BytesIO()
+    with av.open(file, "w", format="mp4") as out:
+        stream = out.add_stream("mpeg4", rate=rate)
+        stream.width = stream.height = 32
+        for at in range(int(seconds * rate)):
+            frame = av.VideoFrame.from_image(Image.new("RGB", (32, 32), (5 * at, 255 - 5 * at, 90)))
+            out.mux(stream.encode(frame))
+        out.mux(stream.encode(None))
     return file.getvalue()
 
 
