@@ -1,7 +1,10 @@
 """Memory before load: weights counted to the byte without reading them, and models fitted or refused."""
 
+import weakref
+
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from puna.checkpoint import open_source, save
 from puna.checkpoint.ready import load_ready
@@ -12,8 +15,9 @@ from puna.engine.sizes import CacheSize
 from puna.engine.speculation import NGRAM_BYTES
 from puna.errors import PunaError
 from puna.model.memory import resident
+from puna.model.native import kernels
 from puna.model.on_demand import expert_cache, held_bytes
-from puna.model.paged import BLOCK, PagedPool
+from puna.model.paged import BLOCK, Batch, PagedPool
 from tiny import CONFIGS, decoder
 
 
@@ -162,3 +166,42 @@ def test_ngrams_are_in_the_forecast(tmp_path):
     load(tmp_path / "m", tell=plain.append)
     load(tmp_path / "m", speculate="ngram", tell=ngrams.append)
     assert ngrams[0].work - plain[0].work == 64 * NGRAM_BYTES
+
+
+class Held(TorchDispatchMode):
+    """The most bytes of new tensors that are held at once."""
+
+    def __init__(self):
+        super().__init__()
+        self.live = self.peak = 0
+        self.seen = {}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for each in out if isinstance(out, tuple | list) else (out,):
+            if isinstance(each, torch.Tensor) and id(storage := each.untyped_storage()) not in self.seen:
+                size, key = storage.nbytes(), id(storage)
+                self.live += size
+                self.peak = max(self.peak, self.live)
+                self.seen[key] = weakref.ref(storage, lambda _, size=size, key=key: self.freed(key, size))
+        return out
+
+    def freed(self, key, size):
+        self.live -= size
+        del self.seen[key]
+
+
+@pytest.mark.skipif(kernels() is None, reason="without the kernels a layer's activations come one by one")
+@pytest.mark.parametrize("quantize", [None, "int4"])
+def test_work_is_what_a_pass_holds(tmp_path, quantize):
+    config = CONFIGS["llama3.2"].with_(hidden_size=256, head_dim=64, intermediate_size=768, vocab_size=512)
+    save(decoder(config).bfloat16(), config, None, tmp_path / "m")
+    model = load_ready(open_source(tmp_path / "m"), quantize=quantize).model
+    length = 1024
+    ids, cache = torch.zeros(1, length, dtype=torch.long), Batch.single(config, length, torch.bfloat16)
+    rows = torch.tensor([length - 1])
+    with torch.no_grad():
+        model(ids, Batch.single(config, length, torch.bfloat16), rows=rows)
+        with Held() as held:
+            model(ids, cache, rows=rows)
+    assert 0.85 < held.peak / work_bytes(config, torch.bfloat16, length, 1) < 1.02

@@ -161,20 +161,22 @@ def cache_bytes(config: ModelConfig, dtype: torch.dtype, kv: str | None, tokens:
 
 
 def work_bytes(config: ModelConfig, dtype: torch.dtype, tokens: int, answers: int) -> int:
-    """Activations of a step of so many tokens, of which `answers` get logits: the most that is held at once."""
-    size, d = dtype.itemsize, config.hidden_size
-    heads = (config.num_heads + 2 * config.num_kv_heads) * config.head_dim
-    f = max(config.intermediate_size, 2 * config.expert_intermediate_size)
-    stream = 2 * d * size + 4 * config.head_dim  # residual and normalised, angles
-    steps = (
-        heads * size + _scratch(d),
-        (heads + config.num_heads * config.head_dim) * size,
-        2 * f * size + _scratch(d),
-        3 * f * size,
-        (f + d) * size + _scratch(f),
-    )
+    """Activations of a step of so many tokens, of which `answers` get logits: the most that is held at once.
+
+    A pass has its buffers for all layers together (`puna.model.layers`); a mixture of experts has more of its own
+    (`native/experts.c`).
+    """
+    size, d, k = dtype.itemsize, config.hidden_size, config.num_experts_per_token
+    q = config.num_heads * config.head_dim
+    qkv = q + 2 * config.num_kv_heads * config.head_dim
+    mixtures = len(config.moe_layers)
+    f = config.intermediate_size if mixtures < config.num_layers else 0
+    token = (2 * d + qkv + q + 3 * f + d) * size + _scratch(max(d, q, f)) + 4 * config.head_dim  # and angles
+    if mixtures:
+        e = config.expert_intermediate_size
+        token += (config.num_experts + 2 * k * d + 3 * e) * size + 16 * k + _scratch(max(d, e))
     head = answers * (config.vocab_size * (size + 8) + _scratch(d))
-    return max(tokens * (stream + max(steps)), tokens * stream + head)
+    return max(tokens * token, tokens * 2 * d * size + head)
 
 
 def _scratch(inputs: int) -> int:
