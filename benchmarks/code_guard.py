@@ -19,7 +19,6 @@ from puna.guard.code.scan import SECONDS, scan
 
 LINES = 300
 PACKAGES = ("requests", "fastapi", "jinja2")
-SLACK = 0.5  # seconds beyond the limit until a scan has wound up
 
 
 def library() -> list[Path]:
@@ -93,7 +92,7 @@ def attack(sources: Iterator[tuple[str, str | None]]) -> tuple[int, float, int]:
         spent = time.thread_time() - start
         count += 1
         longest = max(longest, spent)
-        if spent > SECONDS + SLACK:
+        if spent > SECONDS:
             over += 1
             print(f"{spent:.1f} s: {language} {text[:60]!r} ({len(text)})", file=sys.stderr)
     return count, longest, over

@@ -98,4 +98,4 @@ def test_300_lines_take_milliseconds() -> None:
         start = time.thread_time()
         guard.scan_code("\n".join(code), "python")
         times.append(time.thread_time() - start)
-    assert min(times) < 0.08
+    assert min(times) < 0.2

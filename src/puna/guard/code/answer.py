@@ -35,6 +35,13 @@ def scan_pieces(found: list[Piece], seconds: float = SECONDS) -> list[Finding]:
     return list(findings.values())
 
 
+def scan_found(text: str, language: str | None = None, seconds: float = SECONDS) -> list[Finding]:
+    """The findings in the code inside `text`; finding the code counts against the limit, too."""
+    start = time.thread_time()
+    found = pieces(text, language)
+    return scan_pieces(found, seconds - (time.thread_time() - start))
+
+
 def place(finding: Finding, piece: Piece) -> Finding:
     """A finding of a piece, with its lines in the whole."""
     last = len(piece.places) - 1
@@ -47,7 +54,7 @@ def place(finding: Finding, piece: Piece) -> Finding:
 def scan_answer(text: str, seconds: float = SECONDS) -> list[Finding]:
     """The findings in the code inside `text`: an answer with fenced blocks, a tool call's arguments as JSON, a diff, a
     notebook, or code alone. Lines are the text's own; in JSON, `path` names the string and lines count within it."""
-    return scan_pieces(pieces(text), seconds)
+    return scan_found(text, seconds=seconds)
 
 
 class CodeStream:
@@ -83,7 +90,7 @@ class CodeStream:
         if self._fence:
             return found + self._end()
         if not self.fenced:
-            found += self._new(scan_pieces(pieces("\n".join(self._lines)), self.seconds))
+            found += self._new(scan_found("\n".join(self._lines), seconds=self.seconds))
         return found
 
     def _line(self, line: str) -> list[Finding]:

@@ -11,6 +11,7 @@ from puna.guard.code.budget import Budget
 from puna.guard.code.expressions import SELF, Expressions, check
 from puna.guard.code.guards import tested
 from puna.guard.code.knowledge import Knowledge
+from puna.guard.code.pattern import Patterns
 from puna.guard.code.scope import Call, Env, Listener, Scope
 from puna.guard.code.value import MAX_PATHS, Atom, Value, cleaned, either, join_atoms
 from puna.guard.code.view import Node
@@ -151,14 +152,12 @@ class Flow(Expressions):
         """Walk a function's body with its parameters bound to `values`, or to themselves."""
         scope = Scope(function=function, klass=outer.klass, outer=outer)
         env.update(outer.fields)
-        handler = any(self.known.handler_marks.match([m.base.path() if m.base else ""]) for m in function.marks)
+        handler = self.handles(function, outer.klass)
         for i, parameter in enumerate(function.args):
-            label = (
-                "input"
-                if handler
-                or any(self.known.input_marks.match([m.base.path() if m.base else ""]) for m in parameter.marks)
-                else "parameter"
-            )
+            given_input = handler or _marked(parameter, self.known.input_marks)
+            if parameter.type and self.known.input_types.match([strings.type_name(parameter.type)]):
+                given_input = True
+            label = "input" if given_input else "parameter"
             name = strings.type_name(parameter.type)
             given = Value(
                 paths=(parameter.name, name) if name else (parameter.name,),
@@ -195,6 +194,13 @@ class Flow(Expressions):
                 if name.startswith(("self.", "this.")):
                     outer.fields.setdefault(name, value)
         return either(scope.returns) if scope.returns else Value(node=function)
+
+    def handles(self, function: Node, klass: Node | None) -> bool:
+        """Whether all parameters come from outside: a handler of requests."""
+        if _marked(function, self.known.handler_marks):
+            return True
+        bases = [base.path() for base in klass.args] if klass is not None else []
+        return function.name != getattr(klass, "name", "") and self.known.handler_classes.match(bases)
 
     def _do_call(self, node: Node, env: Env, scope: Scope) -> Value:
         return self.call(node, env, scope, used=True)
@@ -314,6 +320,10 @@ class Flow(Expressions):
             result.function,
             call.node,
         )
+
+
+def _marked(node: Node, patterns: Patterns) -> bool:
+    return any(patterns.match([mark.base.path() if mark.base is not None else ""]) for mark in node.marks)
 
 
 def _merge(one: Env, other: Env) -> Env:

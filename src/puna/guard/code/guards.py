@@ -14,6 +14,7 @@ COMPARISONS = {
     ">=",
     "in",
     "not in",
+    "!in",
     "=~",
     "!~",
     "instanceof",

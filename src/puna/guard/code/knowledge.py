@@ -11,7 +11,10 @@ import yaml
 from puna.errors import PunaError
 from puna.guard.code.pattern import Patterns
 
-SECTIONS = {"sources", "cleaners", "formatters", "writers", "input_marks", "handler_marks"}
+SECTIONS = {
+    *("sources", "cleaners", "formatters", "writers"),
+    *("input_marks", "input_types", "handler_marks", "handler_classes"),
+}
 
 
 @dataclass(frozen=True)
@@ -30,15 +33,17 @@ class Write:
 class Knowledge:
     """One language's. `sources` label -> patterns of paths; `cleaners` purpose -> patterns of calls; `formatters`
     index of the format argument -> patterns of calls;
-    `input_marks` annotations that make a parameter input; `handler_marks` those that make all parameters of a
-    function input."""
+    `input_marks` annotations that make a parameter input, `input_types` its types that do; `handler_marks` annotations
+    that make all parameters of a function input, `handler_classes` classes whose heirs' methods take input."""
 
     sources: dict[str, Patterns]
     cleaners: dict[str, Patterns]
     formatters: dict[int, Patterns]
     writers: tuple[Write, ...]
     input_marks: Patterns
+    input_types: Patterns
     handler_marks: Patterns
+    handler_classes: Patterns
     source_names: frozenset[str]  # the last segments of all source patterns
 
 
@@ -64,7 +69,9 @@ def parse(text: str, where: str) -> Knowledge:
         {int(index): Patterns(patterns) for index, patterns in data.get("formatters", {}).items()},
         writers,
         Patterns(data.get("input_marks", [])),
+        Patterns(data.get("input_types", [])),
         Patterns(data.get("handler_marks", [])),
+        Patterns(data.get("handler_classes", [])),
         frozenset(name for patterns in sources.values() for name in patterns.exact),
     )
 

@@ -60,13 +60,16 @@ def number(low: Lowering, syntax: Syntax) -> Node:
     return low.node("number", syntax, value=number_value(low.text(syntax)))
 
 
+_PREFIX = re.compile(r"^[@$rRbBuUL#]+(?=[\"'`])")  # of a literal: r"...", b'...', @"...", r#"..."#
+
+
 def string(holes: tuple[str, ...] = (), raw: bool = False, whole: bool = False) -> Handler:
     """A literal. Named children whose type is in `holes` are expressions; `raw`: no escapes; `whole`: one token,
     quotes inside the text."""
 
     def handler(low: Lowering, syntax: Syntax) -> Node:
         if whole or syntax.child_count == 0:
-            text = low.text(syntax).strip("@rRbBuU#")
+            text = _PREFIX.sub("", low.text(syntax)).rstrip("#")
             return low.node("string", syntax, value=strip_quotes(text) if raw else unescape(strip_quotes(text)))
         parts: list[Node] = []
         text = ""
@@ -330,6 +333,11 @@ def mapping(pair_types: tuple[str, ...], key: str = "key", value: str = "value")
         return low.node("map" if found_pair else "collection", syntax, args=args, keys=keys if found_pair else None)
 
     return handler
+
+
+def first(low: Lowering, syntax: Syntax) -> Node | None:
+    """The first of the named children; the others (a type) mean nothing."""
+    return low.lower(next(iter(syntax.named_children), None))
 
 
 def cast(type_field: str = "type", value: str = "value") -> Handler:

@@ -202,6 +202,8 @@ class Matcher(Listener):
             trace = ((self.position(held.at)[0], held.text),)
             if held.label in ("parameter", "unknown") and confidence == "high":
                 confidence = "medium"
+            elif held.label == "unknown" and rule.confidence == "medium":
+                confidence = "low"
         finding = Finding(
             rule.id,
             rule.cwe,

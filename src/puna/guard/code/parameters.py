@@ -84,6 +84,8 @@ def _parameter(low: Lowering, syntax: Syntax) -> list[Node]:
             break
     if named is not None and named.type in ("object_pattern", "array_pattern"):
         return [low.node("parameter", leaf, name=low.text(leaf)) for leaf in leaves(named)]
+    if named is not None and named.type == "tuple_struct_pattern" and named.named_children:
+        named = named.named_children[-1]  # Rust: Query(q): Query<Q>
     leaf = leaf_of(named)
     default = (
         syntax.child_by_field_name("value")

@@ -15,7 +15,8 @@ from puna.guard.code.matching import Matcher, RuleIndex
 from puna.guard.code.parsing import view
 from puna.guard.code.rule import Rule, rules_for
 
-SECONDS = 2.0  # of processor time; a scan stops here, with what it has found
+SECONDS = 2.0  # of processor time; a scan is over by then, with what it has found
+READING = 0.75  # share of its time after which a scan reads no further: what is under way must end, findings be placed
 PIECE = 100_000  # bytes that are read at once; longer sources are cut at top-level lines
 MAX_EMBEDDED = 200  # scripts in one file that are looked into
 INCOMPLETE = "scan-incomplete"
@@ -36,7 +37,7 @@ def scan(source: str, language: str, rules: Iterable[Rule] | None = None, second
     matcher = _matcher(data, language, chosen, found)  # reads the rules, on the first scan of a language
     if language not in FORMATS:
         grammar(language)
-    budget = Budget(seconds)
+    budget = Budget(seconds * READING)
     matcher.written(budget)
     at = 0
     for start, end in _pieces(data):

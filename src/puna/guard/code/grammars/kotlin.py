@@ -187,6 +187,8 @@ TABLE: dict[str, L.Handler] = {
     "index_expression": L.index("", ""),
     "call_expression": _call,
     "binary_expression": L.binary(),
+    "in_expression": L.binary(),
+    "is_expression": L.binary(),
     "unary_expression": L.unary(),
     "as_expression": L.cast("right", "left"),
     "parenthesized_expression": L.inner(),

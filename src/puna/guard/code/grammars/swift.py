@@ -149,7 +149,7 @@ TABLE: dict[str, L.Handler] = {
     "nil_coalescing_expression": L.binary("value", "if_nil"),
     "bitwise_operation": _BINARY,
     "prefix_expression": L.unary("target"),
-    "postfix_expression": L.inner(last=False),
+    "postfix_expression": L.inner("target"),
     "ternary_expression": L.conditional(("condition", "if_true", "if_false")),
     "try_expression": L.inner("expr"),
     "await_expression": L.inner("expr"),
