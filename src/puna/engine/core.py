@@ -185,12 +185,13 @@ class Core:
         return looked
 
     def _unsettled(self, tasks: list[Task]) -> list[Task]:
-        """Those of these tasks whose next pictures are not known yet."""
-        found = []
+        """Those of these tasks whose next pictures are not known yet. Nobody is given room before an earlier one."""
+        found, may_hold = [], True
         for task in tasks:
             assert task.pictures is not None
-            if not self.looker.settle(task.pictures, task.computed):
+            if not self.looker.settle(task.pictures, task.computed, may_hold):
                 found.append(task)
+                may_hold = may_hold and bool(task.pictures.held)
                 task.stepped = self.state.step  # it takes part in this step
             task.ready = task.pictures.ready(task.computed)
         return found

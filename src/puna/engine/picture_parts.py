@@ -12,7 +12,7 @@ from urllib.parse import unquote_to_bytes
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 from puna.engine.pictures import most_tiles
 from puna.engine.reply import Inputs
@@ -69,24 +69,23 @@ class PartReader:
         return [{"type": "image"}]
 
     def _picture(self, source: Any, asked: Mapping[str, Any], where: str) -> Picture:
-        vision = self.vision
-        if asked.get("detail") == "low":
-            vision = replace(vision, max_tiles=1)
+        low = asked.get("detail") == "low"
         if isinstance(source, Picture):
+            if low and len(source.pixels) > 1:
+                raise PunaError(f"{where}: it is cut into {len(source.pixels)} tiles already; leave out detail")
             return source
-        if not isinstance(source, Image.Image):
-            source = read_picture(_content(source, where, "image"), name=where)
-        elif source.mode != "RGB":
-            file = io.BytesIO()
-            source.save(file, "PNG")
-            source = read_picture(file.getvalue(), name=where)
-        picture = tile(source, vision)
+        image = _upright(source, where) if isinstance(source, Image.Image) else read_picture(
+            _content(source, where, "image"), name=where)  # fmt: skip
+        picture = tile(image, replace(self.vision, max_tiles=1) if low else self.vision)
         if picture.note:
             self.notes.append(f"{where}: {picture.note}")
         return picture
 
     def _video(self, source: Any, asked: Mapping[str, Any], where: str) -> list[dict[str, Any]]:
-        if not isinstance(source, Video):
+        if isinstance(source, Video):
+            if "frames" in asked:
+                raise PunaError(f"{where}: the frames of this video are chosen already; leave out frames")
+        else:
             source = read_video(_content(source, where, "video"), self.vision, asked.get("frames", FRAMES), name=where)
         self._add(source.frames, where)
         self.notes.append(f"{where}: {source.note}")
@@ -96,6 +95,11 @@ class PartReader:
         return parts
 
     def _add(self, pictures: Sequence[Picture], where: str) -> None:
+        side = self.vision.tile_side
+        for picture in pictures:
+            if picture.pixels.shape[1:] != (3, side, side):
+                raise PunaError(f"{where}: its tiles have {picture.pixels.shape[-1]} pixels a side, but this model's "
+                                f"{side}; cut it with tile(image, model.config.vision)")  # fmt: skip
         self.pictures += pictures
         if len(self.pictures) > MOST_PICTURES:
             raise PunaError(f"{where}: more than {MOST_PICTURES} pictures in one prompt; leave some out")
@@ -103,6 +107,18 @@ class PartReader:
         if tiles > most:
             raise PunaError(f"{where}: the pictures up to this one take {tiles} tiles, more than the {most} that one "
                             "prompt may show; give fewer or smaller ones, or detail low")  # fmt: skip
+
+
+def _upright(image: Image.Image, where: str) -> Image.Image:
+    """A PIL image as `read_picture` would give it."""
+    try:
+        if image.mode == "RGB":
+            return ImageOps.exif_transpose(image)
+        file = io.BytesIO()
+        image.save(file, "TIFF", exif=image.getexif())
+    except Exception as error:  # a file that is opened but not read yet may be damaged
+        raise PunaError(f"{where}: this PIL image can't be read ({image.mode}: {error}); convert it to RGB") from None
+    return read_picture(file.getvalue(), name=where)
 
 
 def source_of(part: Mapping[str, Any], where: str) -> tuple[Any, Mapping[str, Any], str]:
@@ -125,7 +141,7 @@ def source_of(part: Mapping[str, Any], where: str) -> tuple[Any, Mapping[str, An
         if value is None:
             del asked[key]
         elif key not in known:
-            raise PunaError(f"{where}.{key}: not known; an {kind} part has {field} and {known[0]}")
+            raise PunaError(f"{where}.{key}: not known; beside {field} there may be {known[0]}")
     if source is None:
         raise PunaError(f"{where}.{field}: missing; give a data URL, as in data:{kind}/...;base64,...")
     if asked.get("detail") not in (None, "low", "high", "auto"):

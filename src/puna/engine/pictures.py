@@ -274,8 +274,11 @@ class Looker:
         self._begun = {key: rows for key, rows in self._begun.items() if key in self.gallery}
         pictures.held, pictures.placed = (), None
 
-    def settle(self, pictures: TaskPictures, computed: int) -> bool:
-        """Let go of pictures that no further token has to do with; place those that are known. False: some aren't."""
+    def settle(self, pictures: TaskPictures, computed: int, may_hold: bool = True) -> bool:
+        """Let go of pictures that no further token has to do with; place those that are known. False: some aren't.
+
+        may_hold: whether it is its turn to be given room.
+        """
         needed = pictures.needed(computed)
         if pictures.placed is not None:
             if not needed:
@@ -284,7 +287,7 @@ class Looker:
         if not pictures.held:
             if not needed:
                 return True
-            if not self.gallery.hold(self._sizes(needed)):
+            if not (may_hold and self.gallery.hold(self._sizes(needed))):
                 return False
             pictures.held = needed
         known = [features for one in pictures.held if (features := self.gallery.get(one.key))]
