@@ -42,7 +42,7 @@ def killed_and_whole(work: Path, config: TrainConfig, kills: int, seed: int) -> 
     assert status == 0
     seconds = time.monotonic() - begun
     died = 0
-    for _ in range(kills):
+    while died < kills:
         if (killed / "curves.png").exists():  # it has reached the end: begin another
             shutil.rmtree(killed)
         child = one_run(work, config, killed)

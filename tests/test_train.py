@@ -22,7 +22,7 @@ from puna.text.tokenizer import Tokenizer
 from puna.train.checkpoint import RunFolder
 from puna.train.config import read_config
 from puna.train.evaluate import bits_per_byte
-from puna.train.loss import IGNORED, linear_cross_entropy
+from puna.train.loss import IGNORED, linear_cross_entropy, token_losses
 from puna.train.optimizer import orthogonalised
 from test_cli_generate import Puna, run
 from tiny import LLAMA, decoder
@@ -70,6 +70,27 @@ def test_loss_and_gradients_are_pytorchs(dtype: torch.dtype, tolerance: float) -
         assert (mine.grad.float() - reference.grad).norm() <= tolerance * reference.grad.norm()
         assert mine.grad.dtype == dtype
     assert not x.grad[::3].any()
+
+
+def test_losses_of_each_token_are_pytorchs() -> None:
+    """With weights of their own, as preferences and rewards give them."""
+    generator = torch.Generator().manual_seed(0)
+    x, weight = torch.randn(600, 16, generator=generator), torch.randn(50, 16, generator=generator)
+    targets = torch.randint(50, (600,), generator=generator)
+    targets[::3] = IGNORED
+    scale = torch.randn(600, generator=generator)
+    found = []
+    for mine in (True, False):
+        inputs = [x.clone().requires_grad_(), weight.clone().requires_grad_()]
+        if mine:
+            losses = token_losses(*inputs, targets)
+        else:
+            logits = inputs[0] @ inputs[1].T
+            losses = F.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="none")
+        (losses * scale).sum().backward()
+        found.append((losses, inputs[0].grad, inputs[1].grad))
+    for ours, reference in zip(*found, strict=True):
+        torch.testing.assert_close(ours, reference, rtol=1e-4, atol=1e-4)
 
 
 def test_loss_without_any_target_is_zero() -> None:

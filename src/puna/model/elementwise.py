@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from puna.model.differentiable import swiglu
 from puna.model.native import Kernels, kernels, threads
 
 
@@ -35,7 +36,7 @@ def silu_mul(gate_up: Tensor) -> Tensor:
     native = fast(gate_up)
     if native is None:
         gate, up = gate_up.chunk(2, -1)
-        return F.silu(gate) * up
+        return swiglu(gate, up) if torch.is_grad_enabled() else F.silu(gate) * up
     width = gate_up.shape[-1] // 2
     gate_up = gate_up.contiguous()
     out = gate_up.new_empty(*gate_up.shape[:-1], width)

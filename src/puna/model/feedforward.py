@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from puna.family.config import ModelConfig
+from puna.model.differentiable import swiglu
 from puna.model.elementwise import fast, sigmoid, silu_mul
 from puna.model.linear import Linear
 from puna.model.mixture import MixtureCall, mixture_call, run_mixture
@@ -28,7 +29,8 @@ class FeedForward(nn.Module):
         self.down_proj: nn.Module = Linear(hidden, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        gate, up = self.gate_proj(x), self.up_proj(x)
+        return self.down_proj(swiglu(gate, up) if torch.is_grad_enabled() else F.silu(gate) * up)
 
 
 class Experts(nn.Module):

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from puna.model import differentiable
 from puna.model.elementwise import fast, rms_norm
 
 
@@ -29,4 +30,6 @@ class RMSNorm(nn.Module):
         native = fast(x) if self.weight.dtype == x.dtype else None
         if native:
             return rms_norm(x, self.weight, self.eps, native)
+        if torch.is_grad_enabled():
+            return differentiable.rms_norm(x, self.weight, self.eps)
         return rms_normalise(x, self.eps) * self.weight

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from puna.family.config import AttentionTemperature, ModelConfig, RopeScaling
+from puna.model.differentiable import turn
 from puna.model.native import Kernels
 from puna.model.native_attention import kernels_for, run_angles, run_turn
 from puna.model.norm import at_least_float32, rms_normalise
@@ -128,7 +129,10 @@ class Rotary:
         if scale_S is not None:
             return (q_BSHK * scale_S[:, None, None]).to(q_BSHK.dtype), k_BSGK
         rotate = rotate_adjacent if self.adjacent else rotate_halves
-        q_BSHK, k_BSGK = rotate(q_BSHK, *positions.turns), rotate(k_BSGK, *positions.turns)
+        if torch.is_grad_enabled():
+            q_BSHK, k_BSGK = (turn(x, *positions.turns, rotate) for x in (q_BSHK, k_BSGK))
+        else:
+            q_BSHK, k_BSGK = (rotate(x, *positions.turns) for x in (q_BSHK, k_BSGK))
         if self.norm_eps is None:
             return q_BSHK, k_BSGK
         return rms_normalise(q_BSHK, self.norm_eps), rms_normalise(k_BSGK, self.norm_eps)

@@ -9,30 +9,46 @@ IGNORED = -100  # a target that carries no loss, as in PyTorch and transformers
 ROWS = 512  # rows of logits held at once: few enough to stay in a CPU's cache
 
 
+def _only_counted(x_ND: Tensor, targets_N: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+    """States and targets that carry loss, and their places, None where all do: the others' logits are never made."""
+    counted = targets_N != IGNORED
+    if counted.all():
+        return x_ND, targets_N, None
+    places = counted.nonzero()[:, 0]
+    return x_ND[places], targets_N[places], places
+
+
+def _spread(taken: Tensor, places: Tensor | None, count: int) -> Tensor:
+    """Rows back in their places, zeros elsewhere."""
+    return taken if places is None else taken.new_zeros(count, *taken.shape[1:]).index_copy_(0, places, taken)
+
+
 class _LinearCrossEntropy(torch.autograd.Function):
     """sum(cross_entropy(x @ weight.T, targets)) with gradients made in the same pass, block by block."""
 
     @staticmethod
     def forward(ctx: Any, x_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:
         total = torch.zeros((), dtype=torch.float32, device=x_ND.device)
-        x_grad = torch.empty_like(x_ND) if ctx.needs_input_grad[0] else None
+        x_all, targets_all, places = _only_counted(x_ND, targets_N)
+        x_grad = torch.empty_like(x_all) if ctx.needs_input_grad[0] else None
         weight_grad = torch.zeros_like(weight_VD, dtype=torch.float32) if ctx.needs_input_grad[1] else None
-        for start in range(0, len(x_ND), ROWS):
-            x, targets = x_ND[start : start + ROWS], targets_N[start : start + ROWS]
-            counted = targets != IGNORED
+        for start in range(0, len(x_all), ROWS):
+            x, index = x_all[start : start + ROWS], targets_all[start : start + ROWS, None]
             log_probs = (x @ weight_VD.T).log_softmax(-1, dtype=torch.float32)
-            index = targets.clamp(min=0)[:, None]
-            total -= (log_probs.gather(1, index)[:, 0] * counted).sum()
+            total -= log_probs.gather(1, index).sum()
             if x_grad is None and weight_grad is None:
                 continue
             errors = log_probs.exp_()
             errors.scatter_add_(1, index, torch.full_like(index, -1, dtype=errors.dtype))
-            errors = errors.mul_(counted[:, None]).to(x.dtype)
+            errors = errors.to(x.dtype)
             if x_grad is not None:
                 x_grad[start : start + ROWS] = errors @ weight_VD
             if weight_grad is not None:
                 weight_grad += errors.T @ x
-        ctx.save_for_backward(x_grad, weight_grad if weight_grad is None else weight_grad.to(weight_VD.dtype))
+        ctx.save_for_backward(
+            None if x_grad is None else _spread(x_grad, places, len(x_ND)),
+            None if weight_grad is None else weight_grad.to(weight_VD.dtype),
+        )
         return total
 
     @staticmethod
@@ -56,31 +72,35 @@ class _TokenLosses(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:
-        losses_N = torch.zeros(len(x_ND), dtype=torch.float32, device=x_ND.device)
-        for start in range(0, len(x_ND), ROWS):
-            x, targets = x_ND[start : start + ROWS], targets_N[start : start + ROWS]
+        x_all, targets_all, places = _only_counted(x_ND, targets_N)
+        losses = torch.zeros(len(x_all), dtype=torch.float32, device=x_ND.device)
+        for start in range(0, len(x_all), ROWS):
+            x, index = x_all[start : start + ROWS], targets_all[start : start + ROWS, None]
             log_probs = (x @ weight_VD.T).log_softmax(-1, dtype=torch.float32)
-            taken = log_probs.gather(1, targets.clamp(min=0)[:, None])[:, 0]
-            losses_N[start : start + ROWS] = -taken * (targets != IGNORED)
+            losses[start : start + ROWS] = -log_probs.gather(1, index)[:, 0]
         ctx.save_for_backward(x_ND, weight_VD, targets_N)
-        return losses_N
+        return _spread(losses, places, len(x_ND))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None, None]:
         x_ND, weight_VD, targets_N = ctx.saved_tensors
-        x_grad = torch.empty_like(x_ND)
+        x_all, targets_all, places = _only_counted(x_ND, targets_N)
+        scale = grads[0] if places is None else grads[0][places]
+        x_grad = torch.empty_like(x_all)
         weight_grad = torch.zeros_like(weight_VD, dtype=torch.float32) if ctx.needs_input_grad[1] else None
-        for start in range(0, len(x_ND), ROWS):
-            x, targets = x_ND[start : start + ROWS], targets_N[start : start + ROWS]
+        for start in range(0, len(x_all), ROWS):
+            x, index = x_all[start : start + ROWS], targets_all[start : start + ROWS, None]
             errors = (x @ weight_VD.T).softmax(-1, dtype=torch.float32)
-            index = targets.clamp(min=0)[:, None]
             errors.scatter_add_(1, index, torch.full_like(index, -1, dtype=errors.dtype))
-            scale = grads[0][start : start + ROWS] * (targets != IGNORED)
-            errors = errors.mul_(scale[:, None]).to(x.dtype)
+            errors = errors.mul_(scale[start : start + ROWS, None]).to(x.dtype)
             x_grad[start : start + ROWS] = errors @ weight_VD
             if weight_grad is not None:
                 weight_grad += errors.T @ x
-        return x_grad, None if weight_grad is None else weight_grad.to(weight_VD.dtype), None
+        return (
+            _spread(x_grad, places, len(x_ND)),
+            None if weight_grad is None else weight_grad.to(weight_VD.dtype),
+            None,
+        )
 
 
 def token_losses(x_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:
