@@ -13,15 +13,13 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from puna.checkpoint.peft_write import write_adapter
-from puna.checkpoint.source import save
 from puna.errors import PunaError
 from puna.model import Decoder
-from puna.model.adapt import switched_off, updates
+from puna.model.adapt import switched_off
 from puna.text.tokenizer import Tokenizer
 from puna.train.config import TrainConfig
 from puna.train.examples import preference_example
-from puna.train.lora import AdapterOptions, Adapters, checked_options
+from puna.train.lora import AdapterOptions, checked_options, what_trains
 from puna.train.loss import IGNORED, token_losses
 from puna.train.method import Batch, Example, Finished, Loss, Packing, Row
 from puna.train.preference import EXTRA, LOSSES, WITHOUT_REFERENCE, Pairs
@@ -52,29 +50,25 @@ class DPO:
                 raise PunaError(f"options.{name}: loss {options.loss} has none; take it out, or use {loss}")
         self.extra = options.label_smoothing or options.gamma or EXTRA.get(options.loss, 0.0)
         self.rate = 5e-5 if options.adapter else 5e-7
-        self.adapters = Adapters(options, config.seed) if options.adapter else None
+        self.trains = what_trains(options, options.adapter, config.seed)
         self._base: tuple[Decoder, ...] = ()  # of all weights' training: a copy, which is no part of the model
         self._known: dict[bytes, float] = {}
 
     def prepare(self, model: Decoder, seed: int) -> None:
         """Adapters, or all weights with a frozen copy as the reference."""
-        if self.adapters:
-            self.adapters.prepare(model, seed)
-            return
-        if self.options.bits:
-            raise PunaError("options.bits: a base in few bits can't train itself; take `adapter: false` out")
-        if self.options.loss not in WITHOUT_REFERENCE:
+        if not self.options.adapter and self.options.loss not in WITHOUT_REFERENCE:
             self._base = (copy.deepcopy(model).eval(),)
-        model.requires_grad_(True)
+        self.trains.prepare(model, seed)
 
     def example(self, row: Row, tokenizer: Tokenizer) -> Example:
         """`prompt`, `chosen` and `rejected`."""
         return preference_example(row, tokenizer)
 
-    def expand(self, model: Decoder, examples: list[Example], step: int) -> list[Example]:  # noqa: ARG002
+    def expand(
+        self, model: Decoder, tokenizer: Tokenizer, examples: list[Example], step: int,  # noqa: ARG002
+    ) -> list[Example]:  # fmt: skip
         """The rows as they are."""
-        if self.adapters:
-            self.adapters.begin_step(step)
+        self.trains.begin_step(step)
         return examples
 
     def count(self, batch: Batch) -> int:
@@ -83,8 +77,7 @@ class DPO:
 
     def loss(self, model: Decoder, batch: Batch) -> Loss:
         """The chosen loss, summed over pairs."""
-        if self.adapters:
-            self.adapters.begin_pass(model)
+        self.trains.begin_pass(model)
         policy, tokens = answers(model, batch)
         reference = torch.zeros_like(policy)
         if self.options.loss not in WITHOUT_REFERENCE:
@@ -114,11 +107,7 @@ class DPO:
 
     def save(self, finished: Finished, folder: Path) -> None:
         """An adapter, or weights."""
-        model = finished.model
-        if self.adapters:
-            write_adapter(folder, updates(model), self.adapters.lora, model.config, finished.base)
-        else:
-            save(model, model.config, finished.tokenizer, folder, generation=finished.generation)
+        self.trains.save(finished, folder)
 
 
 def answers(model: Decoder, batch: Batch) -> tuple[Tensor, Tensor]:

@@ -1,13 +1,14 @@
 """Training low-rank updates of a frozen base: LoRA, DoRA, and QLoRA, whose base is in few bits."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from puna.checkpoint.peft_write import write_adapter
-from puna.checkpoint.source import Loaded
+from puna.checkpoint.source import Loaded, load, save
 from puna.errors import PunaError
 from puna.model import Decoder
 from puna.model.adapt import TARGETS, Lora, attach, set_dropout, updates
@@ -83,6 +84,40 @@ class Adapters:
         self._pass += 1
 
 
+    def save(self, finished: Finished, folder: Path) -> None:
+        """An adapter as PEFT loads it."""
+        model = finished.model
+        write_adapter(folder, updates(model), self.lora, model.config, finished.base)
+
+
+class AllWeights:
+    """In place of `Adapters`, where everything trains."""
+
+    def prepare(self, model: Decoder, seed: int) -> None:  # noqa: ARG002
+        """All weights train."""
+        model.requires_grad_(True)
+
+    def begin_step(self, step: int) -> None:
+        """Nothing is dropped."""
+
+    def begin_pass(self, model: Decoder) -> None:
+        """Nothing is dropped."""
+
+    def save(self, finished: Finished, folder: Path) -> None:
+        """A checkpoint that loads like any other."""
+        model = finished.model
+        save(model, model.config, finished.tokenizer, folder, generation=finished.generation)
+
+
+def what_trains(options: AdapterOptions, adapter: bool, seed: int) -> Adapters | AllWeights:
+    """Adapters or everything. Raises PunaError for options that contradict each other."""
+    if adapter:
+        return Adapters(options, seed)
+    if options.bits:
+        raise PunaError("options.bits: a base in few bits can't train itself; take `adapter: false` out")
+    return AllWeights()
+
+
 class LoRATuning:
     """Supervised fine-tuning of low-rank updates: every example whole in a row."""
 
@@ -108,7 +143,9 @@ class LoRATuning:
         """A text or a chat."""
         return learnable(row, tokenizer)
 
-    def expand(self, model: Decoder, examples: list[Example], step: int) -> list[Example]:  # noqa: ARG002
+    def expand(
+        self, model: Decoder, tokenizer: Tokenizer, examples: list[Example], step: int,  # noqa: ARG002
+    ) -> list[Example]:  # fmt: skip
         """The rows as they are."""
         self.adapters.begin_step(step)
         return examples
@@ -122,10 +159,9 @@ class LoRATuning:
         self.adapters.begin_pass(model)
         return Loss(linear_cross_entropy(batch.states(model), model.head_weight, batch.targets_N))
 
-    def save(self, finished: Finished, folder: Any) -> None:
+    def save(self, finished: Finished, folder: Path) -> None:
         """An adapter as PEFT loads it."""
-        model = finished.model
-        write_adapter(folder, updates(model), self.adapters.lora, model.config, finished.base)
+        self.adapters.save(finished, folder)
 
 
 class DoRATuning(LoRATuning):
@@ -145,7 +181,6 @@ class QLoRATuning(LoRATuning):
 def opener(config: TrainConfig) -> Callable[..., Loaded]:
     """How to load the base of a run: in few bits where the method keeps it so."""
     from puna.checkpoint.frozen import load_frozen
-    from puna.checkpoint.source import load
 
     bits = config.options.get("bits", 4 if config.method == QLoRATuning.name else None)
     if bits not in (4, 8):

@@ -142,7 +142,7 @@ class Method(Protocol):
         """One row as token ids. Raises PunaError that begins with the field's name; the reader adds file and line."""
         ...
 
-    def expand(self, model: Decoder, examples: list[Example], step: int) -> list[Example]:
+    def expand(self, model: Decoder, tokenizer: Tokenizer, examples: list[Example], step: int) -> list[Example]:
         """What the step trains on, of its rows' examples: themselves, or answers generated to them. A pure function of
         weights, examples and step, so that a resumed run sees the same."""
         ...

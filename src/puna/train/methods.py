@@ -11,6 +11,7 @@ from puna.text.tokenizer import Tokenizer
 from puna.train.config import TrainConfig
 from puna.train.dpo import DPO
 from puna.train.examples import learnable
+from puna.train.grpo import GRPO
 from puna.train.lora import DoRATuning, LoRATuning, QLoRATuning
 from puna.train.loss import linear_cross_entropy
 from puna.train.method import Batch, Example, Finished, Loss, Method, Packing, Row
@@ -37,7 +38,9 @@ class Pretrain:
         """A text or a chat."""
         return learnable(row, tokenizer)
 
-    def expand(self, model: Decoder, examples: list[Example], step: int) -> list[Example]:  # noqa: ARG002
+    def expand(
+        self, model: Decoder, tokenizer: Tokenizer, examples: list[Example], step: int,  # noqa: ARG002
+    ) -> list[Example]:  # fmt: skip
         """The rows as they are."""
         return examples
 
@@ -71,4 +74,5 @@ METHODS: Mapping[str, Callable[[TrainConfig], Method]] = {
     "dora": DoRATuning,
     "qlora": QLoRATuning,
     "dpo": DPO,
+    "grpo": GRPO,
 }

@@ -86,7 +86,7 @@ class Session:
 
     def passes(self, step: int) -> list[Batch]:
         """A step's examples as passes of about `micro_tokens` predictions, of one example at least."""
-        examples = self.method.expand(self.model, self.order.examples(step), step)
+        examples = self.method.expand(self.model, self.tokenizer, self.order.examples(step), step)
         groups: list[list[Example]] = []
         room = 0
         for example in filter(lambda each: each.predictions, examples):  # one token alone predicts nothing
