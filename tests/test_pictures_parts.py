@@ -110,7 +110,7 @@ def test_what_is_not_to_be_seen_is_told(llama):
      "content[0].image: it is cut into 4 tiles already; leave out detail"),
     ({"type": "video", "video": b"", "frames": 0}, "content[0].frames: a whole number from 1 to 48 is needed, not 0"),
     ({"type": "video", "video": b"", "frames": True}, "content[0].frames: a whole number"),
-    ({"type": "video", "video": b"", "detail": "low"}, "content[0].detail: not known; beside video there may be frames"),
+    ({"type": "video", "video": b"", "detail": "low"}, "content[0].detail: not known; beside video there may be"),
     ({"type": "image", "image": b"", "frames": 2}, "content[0].frames: not known; beside image there may be detail"),
     ({"type": "image", "url": DATA}, "content[0].url: not known"),
 ])  # fmt: skip
