@@ -160,11 +160,10 @@ class Decoder(nn.Module):
         self,
         token_ids_BS: Tensor,
         cache: ModelCache | None = None,
-        last_only: bool = False,
         rows: Tensor | None = None,
         pictures: PassPictures | None = None,
     ) -> Tensor:
-        """Logits [B, S, V] in the weights' dtype; of the last position [B, 1, V], or of positions `rows` [B, R, V].
+        """Logits [B, S, V] in the weights' dtype, or [B, R, V] of positions `rows` [R] only.
 
         pictures: what the tokens of this pass have to do with pictures; its positions count the rows of the batch one
         after the other.
@@ -172,4 +171,4 @@ class Decoder(nn.Module):
         x_BSD = self.hidden(token_ids_BS, cache, pictures)
         if rows is not None:
             x_BSD = x_BSD[:, rows]
-        return self.head(x_BSD[:, -1:] if last_only else x_BSD)
+        return self.head(x_BSD)

@@ -61,5 +61,6 @@ def recorded(session: Session) -> Recorded:
             if len(ids) > 1 and ids not in prompts and len(prompts) < PROMPTS:
                 prompts.append(ids)
         step += 1
-    rows = [model(torch.tensor([ids], device=model.device), last_only=True)[0, -1].float().cpu() for ids in prompts]
+    last = torch.tensor([-1], device=model.device)
+    rows = [model(torch.tensor([ids], device=model.device), rows=last)[0, -1].float().cpu() for ids in prompts]
     return Recorded(prompts, torch.stack(rows), str(model.dtype).removeprefix("torch."))
