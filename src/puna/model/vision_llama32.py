@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from puna.family.vision import Llama32Vision
 from puna.model.linear import Embedding
-from puna.model.vision_tower import Affine, LayerNorm, TowerLayer, attend_all, patches_of
+from puna.model.native_vision import attend_all
+from puna.model.vision_tower import Affine, LayerNorm, TowerLayer, patches_of
 
 _MULTIPLE = 8  # the reference pads a tile's rows to a multiple of it
 

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 from puna.family.vision import Llama4Vision
 from puna.model.linear import Linear
+from puna.model.native_vision import attend_all
 from puna.model.pictures import PatchFeatures
 from puna.model.rope import Positions, Rotary
-from puna.model.vision_tower import Affine, LayerNorm, TowerLayer, attend_all, patches_of
+from puna.model.vision_tower import Affine, LayerNorm, TowerLayer, gelu_of, patches_of
 
 _ROTARY = Rotary(rotates=True, adjacent=True, norm_eps=None, scales=False)
 
@@ -51,7 +52,7 @@ class AdapterMLP(nn.Module):
         self.fc2: nn.Module = Affine(width, width, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.gelu(self.fc2(F.gelu(self.fc1(x))))
+        return gelu_of(self.fc2, gelu_of(self.fc1, x))
 
 
 class Adapter(nn.Module):

@@ -9,23 +9,11 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
-from puna.model.packed import PackedLinear, packable
+from puna.model.packed import packable
 from puna.model.quantized import Weight, plain
+from puna.model.vision_tower import PackedAffine
 
 Read = Callable[[str], Weight]
-
-
-class PackedAffine(nn.Module):
-    """x @ weight.T + bias through our kernels."""
-
-    def __init__(self, weight: Tensor, bias: nn.Parameter | None) -> None:
-        super().__init__()
-        self.linear = PackedLinear(weight)
-        self.bias = bias
-
-    def forward(self, x: Tensor) -> Tensor:
-        out = self.linear(x)
-        return out if self.bias is None else out.add_(self.bias)
 
 
 def fill_tower(tower: nn.Module, read: Read, dtype: torch.dtype, device: torch.device) -> None:

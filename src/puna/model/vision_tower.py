@@ -9,6 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from puna.model.native_vision import bias_add, bias_gelu, layer_norm
+from puna.model.packed import PackedLinear
+
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]  # queries, keys, values, each [T, S, H, K] -> [T, S, H, K]
 
 
@@ -31,7 +34,34 @@ class LayerNorm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(width))
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
+        return layer_norm(x, self.weight, self.bias, self.eps)
+
+
+class PackedAffine(nn.Module):
+    """x @ weight.T + bias through our kernels."""
+
+    def __init__(self, weight: Tensor, bias: nn.Parameter | None) -> None:
+        super().__init__()
+        self.linear = PackedLinear(weight)
+        self.bias = bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.linear(x)
+        return out if self.bias is None else out.add_(self.bias)
+
+
+def gelu_of(affine: nn.Module, x: Tensor) -> Tensor:
+    """gelu(affine(x))."""
+    if isinstance(affine, PackedAffine) and affine.bias is not None:
+        return bias_gelu(affine.linear(x), affine.bias)
+    return F.gelu(affine(x))
+
+
+def added_to(stream: Tensor, affine: nn.Module, x: Tensor) -> Tensor:
+    """stream + affine(x)."""
+    if isinstance(affine, PackedAffine) and affine.bias is not None:
+        return bias_add(affine.linear(x), affine.bias, stream)
+    return stream + affine(x)
 
 
 class TowerAttention(nn.Module):
@@ -46,14 +76,15 @@ class TowerAttention(nn.Module):
         self.o_proj: nn.Module = Affine(width, width, bias)
 
     def forward(self, x_TSD: Tensor, attend: Attend) -> Tensor:
+        """What there is for `o_proj`, which the layer applies."""
         q, k, v = (
             project(x_TSD).unflatten(-1, (-1, self.head_dim)) for project in (self.q_proj, self.k_proj, self.v_proj)
         )
-        return self.o_proj(attend(q, k, v).flatten(2))
+        return attend(q, k, v).flatten(2)
 
 
 class TowerMLP(nn.Module):
-    """fc2(gelu(fc1(x))), the exact GELU."""
+    """fc2(gelu(fc1(x))), the exact GELU; the layer applies fc2."""
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
@@ -61,7 +92,7 @@ class TowerMLP(nn.Module):
         self.fc2: nn.Module = Affine(hidden, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(x)))
+        return gelu_of(self.fc1, x)
 
 
 class TowerLayer(nn.Module):
@@ -81,15 +112,12 @@ class TowerLayer(nn.Module):
 
     def forward(self, x_TSD: Tensor, attend: Attend) -> Tensor:
         attended = self.self_attn(self.input_layernorm(x_TSD), attend)
-        x_TSD = x_TSD + (self.gate_attn.tanh() * attended if self.gated else attended)
-        out = self.mlp(self.post_attention_layernorm(x_TSD))
-        return x_TSD + (self.gate_ffn.tanh() * out if self.gated else out)
-
-
-def attend_all(q_TSHK: Tensor, k_TNHK: Tensor, v_TNHK: Tensor) -> Tensor:
-    """Every query sees every key [T, S, H, K]."""
-    q, k, v = (x.transpose(1, 2) for x in (q_TSHK, k_TNHK, v_TNHK))
-    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
+        if self.gated:
+            x_TSD = x_TSD + self.gate_attn.tanh() * self.self_attn.o_proj(attended)
+            inner = self.mlp(self.post_attention_layernorm(x_TSD))
+            return x_TSD + self.gate_ffn.tanh() * self.mlp.fc2(inner)
+        x_TSD = added_to(x_TSD, self.self_attn.o_proj, attended)
+        return added_to(x_TSD, self.mlp.fc2, self.mlp(self.post_attention_layernorm(x_TSD)))
 
 
 def patches_of(pixels_T3SS: Tensor, side: int) -> Tensor:

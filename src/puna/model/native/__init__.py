@@ -21,6 +21,9 @@ ARGUMENTS = {  # declared, so that plain numbers can be given: that halves the t
     "silu_mul": (_POINTER, _POINTER, _LONG, _LONG, _INT, _INT),
     "sigmoid": (_POINTER, _POINTER, _LONG),
     "mixture": (_POINTER, _POINTER, _POINTER, _LONG, _LONG, _INT, _INT),
+    "bias_gelu": (_POINTER, _POINTER, _LONG, _LONG, _INT, _INT),
+    "bias_add": (_POINTER, _POINTER, _POINTER, _LONG, _LONG, _INT, _INT),
+    "layer_norm": (_POINTER, _POINTER, _POINTER, _POINTER, _LONG, _LONG, _FLOAT, _INT, _INT),
     "quantize": (_POINTER, _INT, _LONG, _LONG, _LONG, _INT, _POINTER, _POINTER, _INT),
 }
 SUFFIXES = {2: "_avx512", 1: "_avx2"}

@@ -10,3 +10,4 @@
 #include "attention.c"
 #include "experts.c"
 #include "layers.c"
+#include "vision.c"

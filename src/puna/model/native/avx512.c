@@ -10,6 +10,7 @@
 #include "attention.c"
 #include "experts.c"
 #include "layers.c"
+#include "vision.c"
 
 int isa(void) {  // the best set that this processor and its operating system offer: 2 AVX-512, 1 AVX2, 0 neither
     __builtin_cpu_init();
