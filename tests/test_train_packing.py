@@ -145,7 +145,8 @@ def columns(lengths: Sequence[int]) -> Tokenised:
 
 @settings(deadline=None, max_examples=60)
 @given(
-    lengths=st.lists(st.integers(1, 40), min_size=1, max_size=12).filter(lambda lengths: max(lengths) > 1), length=st.integers(8, 20),
+    lengths=st.lists(st.integers(1, 40), min_size=1, max_size=12).filter(lambda each: max(each) > 1),
+    length=st.integers(8, 20),
     packing=st.sampled_from(["stream", "starts", "whole"]), seed=st.integers(0, 3),
 )  # fmt: skip
 def test_rows_hold_every_token_once_or_say_so(lengths: list[int], length: int, packing: str, seed: int) -> None:
