@@ -34,7 +34,7 @@ def test_a_finding_tells_all() -> None:
     [
         (Policy(), FINDING, "block"),
         (Policy(), replace(FINDING, severity="warning"), "warn"),
-        (Policy(), replace(FINDING, confidence="low"), "warn"),
+        (Policy(), replace(FINDING, confidence="low"), "allow"),
         (Policy(block="warning"), replace(FINDING, severity="warning"), "block"),
         (Policy(block="never"), FINDING, "warn"),
         (Policy(confidence="low"), replace(FINDING, confidence="low"), "block"),

@@ -52,7 +52,7 @@ def code(
         FailOn.never, "--fail-on", help="From which severity on the exit code is 3 (the verdict block)."
     ),
     confidence: Confidence = typer.Option(
-        Confidence.medium, "--confidence", help="Findings that are less sure than this don't make it fail."
+        Confidence.medium, "--confidence", help="Findings that are less sure than this are left out."
     ),
     ignore: list[str] = typer.Option([], "--ignore", metavar="RULE", help="A rule to leave out; may be repeated."),
 ) -> None:
@@ -63,11 +63,12 @@ def code(
     from puna import __version__
     from puna.errors import PunaError
     from puna.guard.code import Policy, sarif, scan_path, scan_text
+    from puna.guard.code.policy import CONFIDENCE
 
     findings: list[Finding] = []
     console = Console(highlight=False, soft_wrap=True)
     loud = not (as_json or as_sarif)
-    files = 0
+    files = unsure = 0
     if source == "-":
         text = sys.stdin.read()
         scans = iter([(Path("-"), text, scan_text(text, language, path="-"))])
@@ -78,6 +79,8 @@ def code(
     for _, text, found in scans:
         files += 1
         found = [f for f in found if f.rule not in ignore]
+        unsure += sum(CONFIDENCE.index(f.confidence) < CONFIDENCE.index(confidence.value) for f in found)
+        found = [f for f in found if CONFIDENCE.index(f.confidence) >= CONFIDENCE.index(confidence.value)]
         findings += found
         for finding in found if loud else []:
             _print(console, finding, text)
@@ -93,6 +96,8 @@ def code(
         said = f"{errors} errors, {len(open_findings) - errors} warnings" if open_findings else "Nothing found"
         allowed = len(findings) - len(open_findings)
         console.print(f"{said} in {files} files{f', {allowed} allowed' if allowed else ''}. Verdict: {verdict}.")
+        if unsure:
+            console.print(f"[dim]{unsure} less sure findings are left out; --confidence low shows them.[/]")
     if verdict == "block" and fail_on != FailOn.never:
         raise typer.Exit(FAILED)
 

@@ -20,11 +20,13 @@ LANGUAGES = {"python": ("python",), "C/C++": ("c", "cpp")}  # SVEN's
 
 @dataclass(frozen=True)
 class Outcome:
-    """What an engine said of a sample: the CWEs found, None where it doesn't know the language or failed."""
+    """What an engine said of a sample: the CWEs found, None where it doesn't know the language or failed; `sure`: one
+    of the findings is of at least medium confidence (None where the engine gives no confidence)."""
 
     sample: Sample
     found: tuple[str, ...] | None
     seconds: float
+    sure: bool | None = None
 
 
 def run_puna(samples: Sequence[Sample]) -> list[Outcome]:
@@ -34,8 +36,10 @@ def run_puna(samples: Sequence[Sample]) -> list[Outcome]:
     outcomes = []
     for sample in samples:
         start = time.perf_counter()
-        found = tuple(finding.cwe for finding in scan(sample.code, sample.language))
-        outcomes.append(Outcome(sample, found, time.perf_counter() - start))
+        findings = scan(sample.code, sample.language)
+        seconds = time.perf_counter() - start
+        sure = any(finding.confidence != "low" for finding in findings)
+        outcomes.append(Outcome(sample, tuple(finding.cwe for finding in findings), seconds, sure))
     return outcomes
 
 
@@ -103,11 +107,17 @@ def table(engine: str, outcomes: Iterable[Outcome]) -> list[Row]:
             rows.append(Row(engine, half, f"insecure, {language}: flagged", sum(bool(o.found) for o in of), len(of)))
             same = sum(o.sample.cwe in (o.found or ()) for o in of)
             rows.append(Row(engine, half, f"insecure, {language}: same CWE", same, len(of)))
+            if language == "all" and all(o.sure is not None for o in of):
+                what = "insecure, all: flagged, medium or high confidence"
+                rows.append(Row(engine, half, what, sum(bool(o.sure) for o in of), len(of)))
         for name, languages in LANGUAGES.items():
             for label in ("vulnerable", "fixed"):
                 of = [o for o in here if o.sample.label == label and o.sample.language in languages]
                 if of and not all(o.found is None for o in of):
                     rows.append(Row(engine, half, f"{name}: {label} flagged", sum(bool(o.found) for o in of), len(of)))
+                if of and all(o.sure is not None for o in of):
+                    what = f"{name}: {label} flagged, medium or high confidence"
+                    rows.append(Row(engine, half, what, sum(bool(o.sure) for o in of), len(of)))
     return rows
 
 

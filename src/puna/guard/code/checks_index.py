@@ -218,3 +218,56 @@ def index_steps(function: Node) -> Iterable[Node]:
                     if target.kind == "unary" and target.name == "++" and target.args and target.args[0].path() == name:
                         yield node
                         break
+
+
+@check("index-by-parameter", "index")
+def index_by_parameter(function: Node) -> Iterable[Node]:
+    """An array of the function is written at an index that is a parameter, and nothing ever looks at the index."""
+    known = facts(function)
+    for node in known.of("index"):
+        above = known.parent.get(id(node))
+        if node.base is None or node.base.path() not in known.arrays or len(node.args) != 1:
+            continue
+        name = bare(node.args[0])
+        written = above is not None and above.kind == "assign" and above.base is node
+        if not (written and name.kind == "name" and name.name in known.parameters):
+            continue
+        looked_at = known.compared(name.name) or name.name in known.tested
+        if not looked_at and not any(n.base is not None and n.base.path() == name.name for n in known.of("assign")):
+            yield node
+
+
+@check("value-unset", "assign")
+def value_unset(function: Node) -> Iterable[Node]:
+    """A number or pointer is declared without a value, and the first that happens to it is that it is read."""
+    known = facts(function)
+    for node in known.of("assign"):
+        plain_kind = _SCALAR.fullmatch(node.type.strip()) if node.type else None
+        if node.args or node.base is None or node.base.kind != "name" or plain_kind is None or node.marks:
+            continue
+        name = node.base.name
+        for use in known.nodes[known.place[id(node)] + 1 :]:
+            if use is node.base or use.kind != "name" or use.name != name:
+                continue
+            above = known.parent[id(use)]
+            if (
+                above.kind in ("binary", "return")
+                and above.name not in (">>", ",")
+                and not _maybe_set(known, name, use)
+            ):
+                yield use
+            break
+
+
+_SCALAR = re.compile(
+    r"(const )?(unsigned |signed )?(int|long|short|char|float|double|size_t|u?int\d+_t|bool)( (int|long))?"
+)
+
+
+def _maybe_set(known: Facts, name: str, use: Node) -> bool:
+    """Whether the read may come after something that sets it: in a loop, or behind a label."""
+    return (
+        any(a.kind in ("loop", "catch") or a.raw == "switch_statement" for a in known.ancestors(use))
+        or any(n.raw in ("labeled_statement", "goto_statement") for n in known.nodes)
+        or any(n.kind == "other" and any(m.path() == name for m in n.walk()) for n in known.of("other"))
+    )

@@ -38,15 +38,16 @@ def mismatched_delete(function: Node) -> Iterable[Node]:
     for node in known.of("assign"):
         if node.base is not None and node.args:
             value = bare(node.args[0])
-            kind = "new" if value.kind == "call" and value.new and value.raw == "new_expression" else called(value)
+            made_new = value.kind == "call" and value.new and value.raw == "new_expression"
+            kind = "new" + value.name if made_new else called(value)
             made.setdefault(node.base.path(), set()).add(kind)
     for node in known.of("call"):
         name = called(node)
         if name in ("free", "delete") and len(node.args) == 1:
             sources = made.get(bare(node.args[0]).path(), set())
-            if (sources == {"new"} and name == "free") or (
-                sources and sources <= {"malloc", "calloc", "realloc", "strdup"} and name == "delete"
-            ):
+            mixed = name == "free" and sources and sources <= {"new", "new[]"}
+            mixed = mixed or (name == "delete" and sources == {"new[]" if not node.name else "new"})
+            if mixed or (name == "delete" and sources and sources <= {"malloc", "calloc", "realloc", "strdup"}):
                 yield node
 
 

@@ -41,6 +41,10 @@ def taken(known: Facts, pattern: re.Pattern[str]) -> Iterable[tuple[Node, str, s
             path = node.args[1].path()
             if path and pattern.search(called(node)):
                 yield node, path, called(node)
+        elif node.kind == "call" and called(node) in ("scanf", "sscanf", "fscanf") and pattern.search("atoi"):
+            for given in node.args[1:]:
+                if given.kind == "unary" and given.name == "&" and given.args[0].path():
+                    yield node, given.args[0].path(), "atoi"
 
 
 def bounded(known: Facts, path: str, start: int, end: int) -> bool:

@@ -14,7 +14,7 @@ _COMMENT = re.compile(r"^\s*(#|//|/\*|\*|--|;|<!--|%)")
 @dataclass(frozen=True)
 class Policy:
     """`block`: the severity from which code is refused ("error", "warning", or "never"); `confidence`: findings that
-    are less sure than this warn, but don't block; `ignore`: rules that don't count."""
+    are less sure than this don't count; `ignore`: rules that don't."""
 
     block: str = "error"
     confidence: str = "medium"
@@ -22,12 +22,16 @@ class Policy:
 
     def verdict(self, findings: Iterable[Finding]) -> str:
         """ "block", "warn" or "allow"."""
-        counted = [f for f in findings if f.rule not in self.ignore and not f.allowed]
+        counted = [f for f in findings if self.counts(f)]
         blocking = {"error": ("error",), "warning": ("error", "warning"), "never": ()}[self.block]
-        least = CONFIDENCE.index(self.confidence)
-        if any(f.severity in blocking and CONFIDENCE.index(f.confidence) >= least for f in counted):
+        if any(f.severity in blocking for f in counted):
             return "block"
         return "warn" if counted else "allow"
+
+    def counts(self, finding: Finding) -> bool:
+        """Whether the finding is sure enough, and neither its rule nor a person says that it doesn't matter."""
+        sure = CONFIDENCE.index(finding.confidence) >= CONFIDENCE.index(self.confidence)
+        return sure and finding.rule not in self.ignore and not finding.allowed
 
 
 def allow(findings: list[Finding], source: str) -> list[Finding]:

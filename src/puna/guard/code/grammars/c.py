@@ -52,6 +52,15 @@ def _new(low: L.Lowering, syntax: Syntax) -> Node:
 
 
 _plain_new = L.new("type")
+_plain_delete = L.pseudo_call("delete")
+
+
+def _delete(low: L.Lowering, syntax: Syntax) -> Node | None:
+    """`delete p`; of `delete[] p` the name is "[]"."""
+    node = _plain_delete(low, syntax)
+    if node is not None and any(c.type == "[" for c in syntax.children):
+        node.name = "[]"
+    return node
 
 
 _plain_member = L.member("argument", "field")
@@ -100,7 +109,7 @@ TABLE: dict[str, L.Handler] = {
     "subscript_argument_list": L.inner(),
     "call_expression": L.call("function"),
     "new_expression": _new,
-    "delete_expression": L.pseudo_call("delete"),
+    "delete_expression": _delete,
     "sizeof_expression": _sizeof,
     "binary_expression": L.binary(),
     "unary_expression": L.unary(),
