@@ -32,6 +32,18 @@ stages:
   - length: 32
     sources: [{file: articles.jsonl}, {file: chats.jsonl, packing: starts}]
 """
+LORA = """
+method: lora
+options: {rank: 8, alpha: 16, targets: [attention, output]}
+steps: 2
+stages: [{length: 256, sources: [{file: chats.jsonl}]}]
+"""
+GRPO = """
+method: grpo
+options: {rank: 2, group: 2, max_tokens: 8}
+steps: 1
+stages: [{length: 64, sources: [{file: sums.jsonl}]}]
+"""
 MAKE = {"make chat", "make test", "make serve"}
 
 
@@ -64,6 +76,12 @@ def folder(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
     (tmp_path / "my-data/heldout.jsonl").write_text(texts.splitlines()[0] + "\n")
     (tmp_path / "my-data/chats.jsonl").write_text((json.dumps({"messages": turns}) + "\n") * 20)
     (tmp_path / "run.yaml").write_text(RUN)
+    (tmp_path / "lora.yaml").write_text(LORA)
+    (tmp_path / "grpo.yaml").write_text(GRPO)
+    (tmp_path / "chats.jsonl").write_text((json.dumps({"messages": turns}) + "\n") * 4)
+    pair = {"prompt": "Who runs?", "chosen": "The old llama.", "rejected": "The hill."}
+    (tmp_path / "pairs.jsonl").write_text(json.dumps(pair) + "\n")
+    (tmp_path / "sums.jsonl").write_text(json.dumps({"prompt": "1 + 1?", "answer": 2}) + "\n")
     return tmp_path
 
 
