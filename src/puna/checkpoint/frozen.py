@@ -28,7 +28,7 @@ def load_frozen(path: str | Path, device: str | torch.device, dtype: torch.dtype
     for name in list(model.state_dict()):
         owner_name, _, last = name.rpartition(".")
         owner = model.get_submodule(owner_name)
-        if name.endswith("_proj.weight") and isinstance(owner, Linear):
+        if name.startswith("layers.") and name.endswith("_proj.weight") and isinstance(owner, Linear):
             few = requantized(_checked(source, name), bits)
             _replace(model, owner_name, FrozenLinear(few).to(device))
         elif ".experts." in name:

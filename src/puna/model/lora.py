@@ -125,13 +125,13 @@ class LoRALinear(nn.Module):
         if not self.enabled:
             return result
         dropped = self.dropout(x) if self.dropout and self.training else x
-        change = F.linear(F.linear(dropped, self.lora_A), self.lora_B) * self.scale
+        inner = F.linear(dropped, self.lora_A) * self.scale
         if self.magnitude is None:
-            return result + change
+            return added(result, inner, self.lora_B)
         lengths = self._lengths()
         if dropped is x:
-            return lengths * (result + change)
-        return result + (lengths - 1) * self.base(dropped) + lengths * change
+            return lengths * added(result, inner, self.lora_B)
+        return result + (lengths - 1) * self.base(dropped) + lengths * F.linear(inner, self.lora_B)
 
     def _lengths(self) -> Tensor:
         """Each row's learnt length over its present one [O]; the present one counts as a constant.
@@ -192,7 +192,7 @@ class LoRAExperts(nn.Module):
         return [partial(self._sum, layer, a, b) for layer, (a, b) in zip(layers, factors, strict=True)]
 
     def _sum(self, layer: Callable[[Tensor], Tensor], a: Tensor, b: Tensor, x: Tensor) -> Tensor:
-        return layer(x) + F.linear(F.linear(x, a), b) * self.scale
+        return added(layer(x), F.linear(x, a) * self.scale, b)
 
 
 class BesideLinear(nn.Module):
@@ -230,6 +230,11 @@ def through(x_CD: Tensor, counts: list[int], gate_up: Layers, down: Layers) -> T
 def products(weights_EKO: Tensor) -> Layers:
     """Fused experts as one layer each; the gradients of their weights are gathered once."""
     return [partial(F.linear, weight=weight.T) for weight in weights_EKO.unbind()]
+
+
+def added(y: Tensor, inner: Tensor, b: Tensor) -> Tensor:
+    """y [..., O] + inner [..., R] @ b.T in one pass over y."""
+    return torch.addmm(y.flatten(0, -2), inner.flatten(0, -2), b.T).view_as(y)
 
 
 def uniform(shape: torch.Size, generator: torch.Generator) -> Tensor:
