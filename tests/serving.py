@@ -1,5 +1,7 @@
 """A model that speaks from a script, behind a real uvicorn on loopback: what the server's tests share."""
 
+import http.client
+import json
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -37,9 +39,11 @@ class Scripted:
         self.ends: dict[int, int] = {}
         self.say(SAID)
 
-    def say(self, text: str, seconds: float = 0.0, fail_at: int | None = None) -> None:
+    def say(self, text: str, fail_at: int | None = None, pause_at: int | None = None) -> None:
+        """fail_at: the token of an answer. pause_at: after so many passes the next one waits for `go_on`."""
         self.script = [*self.tokenizer.encode(text), self.tokenizer.eos_ids[0]]
-        self.seconds, self.fail_at, self.calls = seconds, fail_at, 0
+        self.fail_at, self.pause_at, self.calls = fail_at, pause_at, 0
+        self.go_on = threading.Event()
 
     def eval(self) -> "Scripted":
         return self
@@ -48,7 +52,9 @@ class Scripted:
         return iter(())
 
     def __call__(self, ids: torch.Tensor, cache: Batch, rows: torch.Tensor) -> torch.Tensor:
-        """The first position whose logits are wanted ends a sequence's prompt. `fail_at`: the token of the answer."""
+        """The first position whose logits are wanted ends a sequence's prompt."""
+        if self.pause_at is not None and self.calls >= self.pause_at:
+            assert self.go_on.wait(60)
         steps: list[int] = []
         wanted, row = set(rows.tolist()), 0
         for span in cache.spans:
@@ -61,7 +67,6 @@ class Scripted:
                 row += 1
         if self.fail_at in steps:
             raise ZeroDivisionError("a secret of the engine room")
-        time.sleep(self.seconds)
         self.calls += 1
         logits = torch.zeros(1, len(rows), self.config.vocab_size)
         for at, step in enumerate(steps):
@@ -91,7 +96,15 @@ def post(url: str, path: str, **body: Any) -> httpx.Response:
     return httpx.post(f"{url}/v1/{path}", json={"model": NAME, **body}, timeout=20)
 
 
-def wait_for(condition: Callable[[], bool], seconds: float = 5.0) -> bool:
+def asked(url: str, **body: Any) -> http.client.HTTPConnection:
+    """A completion that is asked for and not waited for; closing the connection hangs up."""
+    connection = http.client.HTTPConnection(url.removeprefix("http://"), timeout=60)
+    headers = {"Content-Type": "application/json"}
+    connection.request("POST", f"/v1/{PLAIN}", json.dumps({"model": NAME, **body}), headers)
+    return connection
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 60.0) -> bool:
     end = time.monotonic() + seconds
     while not condition() and time.monotonic() < end:
         time.sleep(0.01)
