@@ -20,10 +20,12 @@ def fallback(weight: Tensor) -> Quantized:
 def quantised(name: str, weight: Weight | list[Weight], bits: int, tied: bool) -> Weight | list[Weight]:
     """A decoder's weight in few bits: `bits` for what is multiplied in each layer, HEAD_BITS for the output.
 
-    Norms, routers and an embedding that is not `tied` to the output stay as they are, and so do integers that have
-    these bits already; integers of 4 bits become 8 bits wide without a change of value. Routed experts [E, K, N] give
-    one matrix [N, K] an expert.
+    Norms, routers, towers and an embedding that is not `tied` to the output stay as they are, and so do integers that
+    have these bits already; integers of 4 bits become 8 bits wide without a change of value. Routed experts [E, K, N]
+    give one matrix [N, K] an expert.
     """
+    if name.startswith("vision."):
+        return weight
     if isinstance(weight, list):
         return [requantized(one, bits) for one in weight]
     if isinstance(weight, Tensor) and weight.ndim == 1:
