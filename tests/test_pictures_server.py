@@ -4,6 +4,7 @@ import base64
 import io
 import socket
 import threading
+import time
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -202,9 +203,13 @@ def test_only_the_user_shows_pictures(client):
 
 
 class Pictures(BaseHTTPRequestHandler):
-    """/picture is one; /to/URL leads on; /endless sends for ever; /packed is compressed; /no is not there."""
+    """/picture is one; /to/URL leads on; /endless sends for ever, /slow a little at a time; /packed is compressed; /no
+    is not there."""
 
     def do_GET(self):
+        if self.path == "/slow":
+            self.slow()
+            return
         if self.path.startswith("/to/"):
             self.send_response(302)
             self.send_header("Location", self.path[4:])
@@ -220,6 +225,15 @@ class Pictures(BaseHTTPRequestHandler):
                 self.wfile.write(bytes(1 << 16))
         except OSError:
             pass  # whoever asked has had enough
+
+    def slow(self):
+        try:
+            self.wfile.write(b"HTTP/1.0 200 OK\r\n")
+            while True:
+                self.wfile.write(b"X: y\r\n")
+                time.sleep(0.05)
+        except OSError:
+            pass
 
     def log_message(self, *_):
         pass
@@ -265,6 +279,12 @@ def test_a_named_host_is_fetched_from(monkeypatch):
             fetched(allowed, f"{other}/picture")
     with pytest.raises(PunaError, match="can't be reached"):
         fetched(allowed, f"{here}/picture")
+
+
+def test_a_host_that_sends_a_little_at_a_time_is_left(monkeypatch):
+    monkeypatch.setattr(images, "SECONDS", 0.5)
+    with host() as here, pytest.raises(PunaError, match=r"127\.0\.0\.1 can't be reached"):
+        fetched(Allowed([here]), f"{here}/slow")
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1", "10.1.2.3", "192.168.1.1", "172.16.0.1", "169.254.169.254", "0.0.0.0",

@@ -8,8 +8,10 @@ import http.client
 import ipaddress
 import socket
 import ssl
+import threading
 import time
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import SplitResult, unquote, urljoin, urlsplit
@@ -134,6 +136,11 @@ def _get(split: SplitResult, port: int, address: str, until: float) -> bytes | s
     host = split.hostname or ""
     connection = http.client.HTTPConnection(host, port, timeout=_left(until))
     sock = socket.create_connection((address, port), timeout=_left(until))
+    line = sock.dup()  # of which TLS knows nothing
+    # the time-out of a socket begins anew with each byte: whoever sends few holds out long
+    end = threading.Timer(_left(until), _hang_up, [line])
+    end.daemon = True
+    end.start()
     try:
         if split.scheme.lower() == "https":
             sock = ssl.create_default_context().wrap_socket(sock, server_hostname=host)
@@ -153,11 +160,18 @@ def _get(split: SplitResult, port: int, address: str, until: float) -> bytes | s
             found += piece
             if len(found) > BYTES:
                 return f"sends more than {BYTES:,} bytes"
-            sock.settimeout(_left(until))
+        _left(until)
         return bytes(found)
     finally:
+        end.cancel()
         connection.close()
         sock.close()
+        line.close()
+
+
+def _hang_up(line: socket.socket) -> None:
+    with suppress(OSError):  # it is over already
+        line.shutdown(socket.SHUT_RDWR)
 
 
 def _left(until: float) -> float:
