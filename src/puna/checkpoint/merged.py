@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from puna.checkpoint.peft import Adapter, base_of, read_adapter
+from puna.checkpoint.peft import Adapter, base_of, check_adapter, read_adapter
 from puna.checkpoint.source import GenerationDefaults, Source
 from puna.errors import PunaError
 from puna.family.config import ModelConfig
@@ -75,6 +75,7 @@ def open_merged(folder: Path, base: str | Path | None = None, text_only: bool = 
     from puna.checkpoint.hub import resolve
     from puna.checkpoint.source import open_source
 
+    check_adapter(folder)
     named = base or base_of(folder)
     if named is None:
         raise PunaError(f"{folder} holds an adapter that doesn't say of which model. Give the base too.")

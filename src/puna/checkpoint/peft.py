@@ -52,6 +52,14 @@ def is_adapter(path: Path) -> bool:
     return (path / CONFIG).is_file() and not (path / "config.json").is_file()
 
 
+def check_adapter(folder: Path) -> None:
+    """Raise PunaError for what holds no adapter."""
+    if not (folder / CONFIG).is_file():
+        raise PunaError(
+            f"{folder} holds no {CONFIG}: it is no adapter. Name the folder that `puna tune` or PEFT wrote."
+        )
+
+
 def base_of(folder: Path) -> str | None:
     """The base that an adapter's configuration names: a hub repository, a path or a bundled name."""
     named = read_json(folder / CONFIG).get("base_model_name_or_path")
@@ -64,10 +72,7 @@ def read_adapter(folder: Path, config: ModelConfig, shapes: Mapping[str, tuple[i
     Raises PunaError naming file and tensor or field for what is missing, damaged, of another shape, or a kind of
     adapter that is not a low-rank update of weights.
     """
-    if not (folder / CONFIG).is_file():
-        raise PunaError(
-            f"{folder} holds no {CONFIG}: it is no adapter. Name the folder that `puna tune` or PEFT wrote."
-        )
+    check_adapter(folder)
     fields = _Fields(folder / CONFIG)
     if not (folder / WEIGHTS).is_file():
         pickled = " Pickled adapters are not read: save it as safetensors." if list(folder.glob("*.bin")) else ""
