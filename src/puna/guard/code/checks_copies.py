@@ -130,3 +130,24 @@ def string_with_length(function: Node) -> Iterable[Node]:
                 if any(n.kind == "name" and n.name == other.name for n in known.nodes):
                     yield node
                 break
+
+
+_BOUNDED = {"recv": 2, "read": 2, "memcpy": 2, "memmove": 2, "memset": 2, "strncpy": 2, "fgets": 1, "snprintf": 1}
+
+
+@check("size-beyond-array", "call")
+def size_beyond_array(function: Node) -> Iterable[Node]:
+    """A constant size that is larger than the array of bytes that it is given for."""
+    known = facts(function)
+    for node in known.of("call"):
+        at = _BOUNDED.get(called(node))
+        if at is None or len(node.args) <= at:
+            continue
+        target = bare(node.args[1 if called(node) in ("recv", "read") else 0])
+        declared = known.arrays.get(target.name) if target.kind == "name" else None
+        size = bare(node.args[at])
+        of_bytes = re.match(r"(const )?((un)?signed )?char|u?int8_t|BYTE", known.types.get(target.name, ""))
+        if declared is None or of_bytes is None or size.kind != "number" or declared.kind != "number":
+            continue
+        if isinstance(size.value, int) and isinstance(declared.value, int) and size.value > declared.value:
+            yield node

@@ -62,6 +62,10 @@ def local_returned(function: Node) -> Iterable[Node]:
             value = bare(node.args[0])
             if value.kind == "name" and value.name in known.arrays and value.name not in known.static:
                 yield node
+            if value.kind == "unary" and value.name == "&" and value.args and value.args[0].kind == "name":
+                name = value.args[0].name
+                if name in known.types and name not in known.parameters | known.static:
+                    yield node
 
 
 @check("realloc-lost", "assign", "call")

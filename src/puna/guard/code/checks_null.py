@@ -8,7 +8,7 @@ from puna.guard.code.checks_facts import Facts, address_only, bare, called, dere
 from puna.guard.code.view import Node
 
 _NULLABLE = re.compile(
-    r"^(m|c|re)alloc$|^(str|mem)n?dup$|^(fopen|fdopen|freopen|popen|opendir|getenv|strchr|strrchr|strstr|memchr|strpbrk|strtok|strtok_r|bsearch|localtime|gmtime|getpw\w+|getgr\w+|gethostby\w+|crypt|setlocale|dlsym)$"
+    r"^(m|c|re)alloc$|^(str|mem)n?dup$|^(fopen|fdopen|freopen|popen|opendir|getenv|strchr|strrchr|strstr|memchr|strpbrk|strtok|strtok_r|bsearch|localtime|gmtime|getpw\w+|getgr\w+|gethostby\w+|crypt|setlocale|dlsym|dynamic_cast)$"
     r"|^k[mvz]?[mzc]alloc(_node|_array)?$|^kmem\w*alloc\w*$|^vz?alloc\w*$|^devm_k\w*alloc$|^kstrdup$|^kmemdup$|^alloc_\w+$|^dev_alloc\w*"
     r"|^Clone(?!\w*Info$)\w+$|^platform_get_resource\w*$|^\w+_(find|lookup|search)(_by_\w+|_entry)?$|^find_\w+$|^lookup_\w+$|^GetValueFrom\w+$|^\w+_get_(resource|property|attr)\w*$"
     r"|^(?!g_|gtk_|gdk_|G[A-Z])\w*(_|^)(alloc|create|open|start|clone|dup)$|^Create(?!\w*(Info|Builder))\w*$"
@@ -91,7 +91,7 @@ def _first_use(known: Facts, node: Node, path: str) -> Node | None:
             a.kind == "unary" and a.name == "&" and a.args and a.args[0].path() == path for a in use.args
         ):
             return None
-        if use.kind == "call" and called(use) in READERS and any(bare(a).path() == path for a in use.args[:2]):
+        if use.kind == "call" and called(use) in READERS and any(bare(a).path() == path for a in use.args):
             return use
     return None
 
