@@ -22,7 +22,7 @@ Answer = Callable[[list[int]], list[int]]
 
 
 def trainer(base: str, adapter: Path, tokens: int) -> Answer:
-    """The trainer's own modules in float32, without a cache: every token by a whole pass."""
+    """The trainer's own modules in float32, by PyTorch's kernels."""
     source = open_source(resolve(base))
     found = checked(adapter, source).updates
     loaded = load(base, dtype=torch.float32)
@@ -34,9 +34,10 @@ def trainer(base: str, adapter: Path, tokens: int) -> Answer:
 
     @torch.no_grad()
     def answer(ids: list[int]) -> list[int]:
-        drawn: list[int] = []
-        for _ in range(tokens):
-            drawn.append(int(loaded.model(torch.tensor([[*ids, *drawn]]), last_only=True).argmax()))
+        cache = loaded.model.new_cache()
+        drawn = [int(loaded.model(torch.tensor([ids]), cache, last_only=True).argmax())]
+        while len(drawn) < tokens:
+            drawn.append(int(loaded.model(torch.tensor([drawn[-1:]]), cache, last_only=True).argmax()))
         return drawn
 
     return answer
