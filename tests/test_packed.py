@@ -14,8 +14,9 @@ from puna.model.native import kernels
 from puna.model.packed import PackedLinear, Panels
 from puna.model.packing import Packer, pack, requantized
 from puna.model.paged import Batch
-from puna.model.quantized import Float8, Quantized, Weight, plain, quantize, stacked
+from puna.model.quantized import Float8, Quantized, Weight, Words, plain, quantize, stacked
 from puna.model.unpacked import BlockwiseLinear
+from puna.model.words import pack_int32
 
 needs_kernels = pytest.mark.skipif(kernels() is None, reason="the compiled kernels were not built")
 
@@ -192,3 +193,14 @@ def test_activations_that_the_kernels_do_not_take_never_reach_them(dtype: torch.
         assert (other(ids).float() - wanted).norm() < 0.1 * wanted.norm()  # float16 rounds weights before they are quantised
     with pytest.raises(TypeError, match="take float32 and bfloat16"):
         PackedLinear(torch.ones(16, 16))(torch.ones(1, 16, dtype=dtype))
+
+
+@needs_kernels
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("outputs", [16, 160])
+def test_words_give_the_panels_of_their_values(bits: int, outputs: int) -> None:
+    generator = torch.Generator().manual_seed(bits)
+    values = torch.randint(-(1 << bits - 1), 1 << bits - 1, (outputs, 512), dtype=torch.int8, generator=generator)
+    scales = torch.rand(outputs, 16, generator=generator)
+    packed = Panels(Words(bits, pack_int32(values, bits), 512, scales, 32))
+    assert torch.equal(packed.panels, Panels(Quantized(bits, values, scales, 32)).panels)

@@ -17,7 +17,6 @@ from puna.errors import PunaError
 from puna.model.elementwise import silu_mul
 from puna.model.native import Kernels, kernels, threads
 from puna.model.quantized import Float8, Quantized, Weight, Words
-from puna.model.words import panel_words
 
 PANEL = 16  # outputs side by side
 KINDS = {"float32": 0, "bfloat16": 1, "int8": 2, "int4": 3, "float8": 4}
@@ -222,9 +221,24 @@ def _panels(matrix: Tensor, inputs: int, step: int) -> Tensor:
     if N % PANEL or inputs != K:
         matrix = F.pad(matrix, (0, inputs - K, 0, -N % PANEL))
     panels = matrix.view(-1, PANEL, inputs // step, step).transpose(1, 2)
+    return _empty_like(panels).copy_(panels)
+
+
+def _panel_words(words: Tensor, bits: int) -> Tensor:
+    """Words [N, W] of `pack-quantized`, N a multiple of 16 -> [P, W, 16, 1], without unpacking them."""
+    N, W = words.shape
+    panels = _empty_like(words.view(-1, W, PANEL, 1))
+    if not words.is_meta:
+        words = words.contiguous()
+        _native().panel_words(words.data_ptr(), panels.data_ptr(), N, W, bits, threads())
+    return panels
+
+
+def _empty_like(panels: Tensor) -> Tensor:
+    """Memory for panels of this shape and dtype, in large pages where it fills some."""
     if panels.is_meta or panels.nbytes < LARGE_PAGE:
-        return panels.contiguous()
-    return _in_large_pages(panels.nbytes).view(panels.dtype).view(panels.shape).copy_(panels)
+        return torch.empty(panels.shape, dtype=panels.dtype, device=panels.device)
+    return _in_large_pages(panels.nbytes).view(panels.dtype).view(panels.shape)
 
 
 def _in_large_pages(size: int) -> Tensor:
@@ -243,7 +257,7 @@ def _pack_integers(weight: Quantized, inputs: int) -> Tensor:
     N, K = weight.shape
     per_word = 32 // weight.bits
     if isinstance(weight, Words) and (N % PANEL, K % per_word, K) == (0, 0, inputs):
-        return _panels(panel_words(weight.words, weight.bits), K // per_word, 1).view(torch.uint8)
+        return _panel_words(weight.words, weight.bits).view(torch.uint8)
     values = F.pad(weight.values, (0, inputs - K, 0, -N % PANEL)).view(torch.uint8)
     if weight.bits == 8:
         return _panels(values ^ zero, inputs, 4)  # adding 128 turns the sign bit

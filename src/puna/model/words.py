@@ -39,23 +39,3 @@ def pack_int32(values: Tensor, bits: int) -> Tensor:
     if bits == 4:
         octets = octets[:, ::2] | (octets[:, 1::2] << 4)
     return octets.contiguous().view(torch.int32)
-
-
-def panel_words(words: Tensor, bits: int) -> Tensor:
-    """The same values [N, W] in the order of our kernels' panels (native/linear.c), without unpacking them.
-
-    At 8 bits that is the order they have. At 4 bits byte i of a word holds values i (low half) and i + 4.
-    """
-    if bits == 8:
-        return words
-    out = torch.empty_like(words)
-    if words.is_meta:
-        return out
-    step = max(1, _CHUNK // 2 // max(1, words.shape[1]))
-    for source, target in zip(words.split(step), out.split(step), strict=True):
-        halves = [source & 0xFFFF, (source >> 16).bitwise_and_(0xFFFF)]  # values 0 to 3 and 4 to 7
-        for half in halves:  # each of the four in a byte of its own
-            half.bitwise_or_(half << 8).bitwise_and_(0x00FF00FF)
-            half.bitwise_or_(half << 4).bitwise_and_(0x0F0F0F0F)
-        torch.bitwise_or(halves[0], halves[1].bitwise_left_shift_(4), out=target)
-    return out

@@ -20,6 +20,7 @@ ARGUMENTS = {  # declared, so that plain numbers can be given: that halves the t
     "rms_norm": (_POINTER, _POINTER, _POINTER, _LONG, _LONG, _FLOAT, _INT, _INT),
     "silu_mul": (_POINTER, _POINTER, _LONG, _LONG, _INT, _INT),
     "sigmoid": (_POINTER, _POINTER, _LONG),
+    "panel_words": (_POINTER, _POINTER, _LONG, _LONG, _INT, _INT),
     "mixture": (_POINTER, _POINTER, _POINTER, _LONG, _LONG, _INT, _INT),
     "bias_gelu": (_POINTER, _POINTER, _LONG, _LONG, _INT, _INT),
     "bias_add": (_POINTER, _POINTER, _POINTER, _LONG, _LONG, _INT, _INT),

@@ -7,6 +7,7 @@
 #include "rows.c"
 #include "elementwise.c"
 #include "quantize.c"
+#include "words.c"
 #include "attention.c"
 #include "experts.c"
 #include "layers.c"
