@@ -5,6 +5,7 @@ compared with our own dense model of equal active parameters, prefill with trans
 """
 
 import statistics
+from itertools import pairwise
 from pathlib import Path
 
 import shapes
@@ -15,7 +16,8 @@ from puna.family.arithmetic import count_parameters
 
 NOTES = (
     "{total:.2f} B parameters, {active:.2f} B of them active for a token, against a dense model of {dense:.2f} B. "
-    "Decode: seconds a token after the first, of {answer}; prefill: time to the first token after {prompt} tokens."
+    "Decode: time between tokens, the median of all, answers of {answer} in turns; prefill: time to the first token "
+    "after {prompt} tokens."
 )
 
 
@@ -41,7 +43,7 @@ def main() -> None:
                  for _ in range(args.repeats)]  # fmt: skip
         ours.close()
         other.close()
-        steps = [statistics.median((t[-1] - t[0]) / (args.answer - 1) for t in column)
+        steps = [statistics.median(after - before for t in column for before, after in pairwise(t))
                  for column in list(zip(*times, strict=True))[:2]]  # fmt: skip
         first = [statistics.median(t[0] for t in column) for column in zip(*times, strict=True)]
         rows += [

@@ -4,11 +4,15 @@ Three parts: a burst of requests of mixed lengths (all services); time between t
 arrive (ours); time to the first token of a prompt whose long beginning was seen before, against one that is new (ours).
 """
 
+import json
 import random
 import statistics
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from contextlib import closing
+from dataclasses import astuple, dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import shapes
 from contenders import LLAMA_CPP_TYPES
@@ -26,6 +30,7 @@ from services import (
 )
 
 QUIET, ARRIVALS, PREFIXES = 8, 4, 3  # running requests, long prompts that arrive among them, prefixes tried
+PARTS = ("burst", "flow", "prefix")
 OWN = 32  # tokens of a prompt after its shared beginning
 NOTES = (
     "Burst: {requests} requests at once, prompts evenly spread from {short} to {long} random token ids, answers of "
@@ -77,16 +82,56 @@ def disturbed(service: Service, shape: str, short: int, long: int, answer: int) 
     return Summary.of(alone), Summary.of(service.run([*again, *late])[:QUIET])
 
 
-def shared_prefix(service: Service, shape: str, length: int) -> tuple[float, float]:
-    """Median seconds to the first token of a prompt with a new beginning, and with one that was just seen."""
-    times = []
-    for number in range(PREFIXES):
-        prefix = shapes.random_ids(shape, length, seed=500 + number)
-        pair = [service.run([Asked(prefix + shapes.random_ids(shape, OWN, seed=600 + 2 * number + i), 2)])[0].first
-                for i in range(2)]  # fmt: skip
-        times.append(pair)
-    new, seen = (statistics.median(column) for column in zip(*times, strict=True))
-    return new, seen
+def shared_prefix(service: Service, shape: str, length: int) -> tuple[Summary, Summary]:
+    """Of prompts with a new beginning, and of others with the same one right afterwards: medians."""
+    prefixes = [shapes.random_ids(shape, length, seed=500 + number) for number in range(PREFIXES)]
+    answers: tuple[list[Answered], list[Answered]] = [], []
+    for number, prefix in enumerate(prefixes):
+        for i, kind in enumerate(answers):
+            own = shapes.random_ids(shape, OWN, seed=600 + 2 * number + i)
+            kind += service.run([Asked(prefix + own, 2)])
+    return Summary.of(answers[0]), Summary.of(answers[1])
+
+
+class Measured:
+    """What has been measured, by name; kept in a file where there is one, so that a run can go on from there."""
+
+    def __init__(self, file: Path | None) -> None:
+        self._file = file
+        self._found: dict[str, list[list[float]]] = {}
+        if file and file.exists():
+            self._found = json.loads(file.read_text())
+
+    def get(self, name: str, measure: Callable[[], Iterable[Summary]]) -> list[Summary]:
+        """By `measure`, unless it is known."""
+        if name not in self._found:
+            self._found[name] = [list(astuple(summary)) for summary in measure()]
+            if self._file:
+                self._file.write_text(json.dumps(self._found))
+        found = [Summary(*values) for values in self._found[name]]
+        print(f"{name}: {'; '.join(map(str, found))}", flush=True)
+        return found
+
+
+class Late:
+    """A service that starts, and answers one request to be warm, when it is first needed."""
+
+    def __init__(self, start: Callable[[], Service], warming: Asked) -> None:
+        self._start, self._warming = start, warming
+        self._service: Service | None = None
+        self.name = ""
+
+    def run(self, asked: list[Asked]) -> list[Answered]:
+        """See `Service`."""
+        if self._service is None:
+            self._service = self._start()
+            self._service.run([self._warming])
+        return self._service.run(asked)
+
+    def close(self) -> None:
+        """See `Service`."""
+        if self._service is not None:
+            self._service.close()
 
 
 def main() -> None:
@@ -99,49 +144,52 @@ def main() -> None:
     arguments.add_argument("--llama-server", help="the binary; default: the one in PATH")
     arguments.add_argument("--peers", nargs="*", default=["llama-server", "transformers"],
                            choices=["llama-server", "transformers"])  # fmt: skip
+    arguments.add_argument("--parts", nargs="+", default=PARTS, choices=PARTS, help="what to measure of ours")
     arguments.add_argument("--http", action="store_true", help="ask ours through `puna serve`, not from threads")
+    arguments.add_argument("--resume", type=Path, help="keeps what was measured in this file, and goes on from there")
     args = arguments.parse_args()
     path, asked = shapes.checkpoint(args.shape), burst(args.shape, args.requests, args.short, args.long, args.answer)
-    rows, peers = [], {}
+    measured, rows, peers = Measured(args.resume), [], {}
 
-    def measured(start: Callable[[], Service]) -> tuple[Service, Summary]:
-        service = start()
-        service.run([Asked(asked[0].ids[: args.short], 4)])
-        summary = Summary.of(service.run(asked))
-        print(f"{service.name}: {summary}", flush=True)
-        return service, summary
+    def late(start: Callable[..., Service], *arguments: Any) -> closing[Late]:
+        return closing(Late(partial(start, *arguments), Asked(asked[0].ids[: args.short], 4)))
 
     binary = find_llama_server(args.llama_server)
     if "llama-server" in args.peers and binary is None:
         print("llama-server: not in PATH and not given by --llama-server, so it is left out")
     for bits in args.bits if binary and "llama-server" in args.peers else ():
-        file = shapes.gguf(args.shape, LLAMA_CPP_TYPES[bits])
-        service, peers[bits, "llama-server"] = measured(
-            lambda file=file: llama_server(binary, file, args.threads, args.requests, args.long + args.answer))
-        service.close()
+        kind = LLAMA_CPP_TYPES[bits]
+        name, file, slot = f"llama-server {kind}", shapes.gguf(args.shape, kind), args.long + args.answer
+        with late(llama_server, binary, file, args.threads, args.requests, slot) as service:
+            peers[bits, name] = measured.get(name, lambda: [Summary.of(service.run(asked))])[0]
     if "transformers" in args.peers:
-        tokens = sum(len(one.ids) + one.count for one in asked)
-        service, theirs = measured(
-            lambda: InProcess("transformers bf16", transformers_batching, args.threads, path, tokens))
-        service.close()
-        peers |= {(bits, "transformers bf16"): theirs for bits in args.bits}
+        name, tokens = "transformers bf16", sum(len(one.ids) + one.count for one in asked)
+        with late(InProcess, name, transformers_batching, args.threads, path, tokens) as service:
+            found = measured.get(name, lambda: [Summary.of(service.run(asked))])[0]
+        peers |= {(bits, name): found for bits in args.bits}
     for bits in args.bits:
-        service, ours = measured(
-            lambda bits=bits: puna_server(path, bits) if args.http
-            else InProcess(f"puna {bits}", puna_threads, args.threads, path, bits))
-        for (_, name), theirs in ((key, value) for key, value in peers.items() if key[0] == bits):
-            rows.append(f"| burst, {bits} | {ours} | {name} {theirs} | "
-                        f"{ours.tokens_per_second / theirs.tokens_per_second:.2f}x |")
-        if bits == args.bits[0]:
-            quiet, busy = disturbed(service, args.shape, args.short, args.long, args.answer)
-            rows.append(f"| tbt p99 of {QUIET} requests while {ARRIVALS} prompts of {args.long} arrive, {bits} | "
-                        f"{busy.between_p99 * 1e3:.0f} ms (median {busy.between * 1e3:.0f}) | quiet: "
-                        f"{quiet.between_p99 * 1e3:.0f} ms (median {quiet.between * 1e3:.0f}) | "
-                        f"{busy.between_p99 / quiet.between_p99:.2f}x |")
-            new, seen = shared_prefix(service, args.shape, args.prefix)
-            rows.append(f"| ttft with a shared prefix of {args.prefix}, {bits} | {seen * 1e3:.0f} ms | prefix new: "
-                        f"{new * 1e3:.0f} ms | {new / seen:.1f}x |")
-        service.close()
+        name = f"puna {bits}"
+        start = (puna_server, path, bits) if args.http else (InProcess, name, puna_threads, args.threads, path, bits)
+        with late(*start) as service:
+            if "burst" in args.parts:
+                ours = measured.get(name, lambda: [Summary.of(service.run(asked))])[0]
+                rows += [f"| burst, {bits} | {ours} | {peer} {theirs} | "
+                         f"{ours.tokens_per_second / theirs.tokens_per_second:.2f}x |"
+                         for (width, peer), theirs in peers.items() if width == bits]  # fmt: skip
+            if bits != args.bits[0]:
+                continue
+            if "flow" in args.parts:
+                quiet, busy = measured.get(f"{name}, quiet and while prompts arrive", lambda: disturbed(
+                    service, args.shape, args.short, args.long, args.answer))
+                rows.append(f"| tbt p99 of {QUIET} requests while {ARRIVALS} prompts of {args.long} arrive, {bits} | "
+                            f"{busy.between_p99 * 1e3:.0f} ms (median {busy.between * 1e3:.0f}) | quiet: "
+                            f"{quiet.between_p99 * 1e3:.0f} ms (median {quiet.between * 1e3:.0f}) | "
+                            f"{busy.between_p99 / quiet.between_p99:.2f}x |")
+            if "prefix" in args.parts:
+                new, seen = measured.get(f"{name}, prefix new and seen", lambda: shared_prefix(
+                    service, args.shape, args.prefix))
+                rows.append(f"| ttft with a shared prefix of {args.prefix}, {bits} | {seen.first * 1e3:.0f} ms | "
+                            f"prefix new: {new.first * 1e3:.0f} ms | {new.first / seen.first:.1f}x |")
     notes = NOTES.format(requests=args.requests, short=args.short, long=args.long, answer=args.answer,
                          door="through `puna serve`" if args.http else "by one thread a request in its own process")
     print(*rows, sep="\n")

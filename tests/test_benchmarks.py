@@ -183,3 +183,28 @@ def test_sections_are_replaced(tmp_path, monkeypatch):
 def test_roof_is_positive():
     assert roof.read_bandwidth(1) > 0
     assert roof.matrix_rate(torch.bfloat16, 4, 32, 64, 1) > 0
+
+
+def test_invariance(tmp_path, monkeypatch):
+    """Every way really happens to some case, and a batch that is known already is not computed again."""
+    invariance = script("invariance")
+    options = f"--cases 1 --batch 8 --bits int4 --resume {tmp_path / 'counts.json'}"
+    monkeypatch.setattr(invariance, "TOGETHER", 4)
+    with pytest.raises(SystemExit) as ended:
+        run(invariance, tmp_path / "b.md", monkeypatch, options)
+    assert ended.value.code == 0
+    text = (tmp_path / "b.md").read_text()
+    for way in ("4 at once", "prefix cached, one by one", "preempted", "n-gram guesses", "a draft model's guesses"):
+        assert re.search(rf"\| int4 \| {way}.* \| [1-9]\d* of \d+ \| 0 \|", text), way
+    monkeypatch.setattr(invariance, "run", None)
+    with pytest.raises(SystemExit):
+        run(invariance, tmp_path / "b.md", monkeypatch, options)
+    assert (tmp_path / "b.md").read_text() == text
+
+
+def test_a_difference_is_counted():
+    invariance = script("invariance")
+    outcomes = [invariance.Outcome([1, 2], "a"), invariance.Outcome([1, 2], "b")]
+    counts = invariance.Counts()
+    assert counts.add(outcomes, [outcomes[0], outcomes[0]], lambda outcome: outcome.beside == 0) == [1]
+    assert (counts.cases, counts.happened, counts.differing) == (2, 2, 1)
