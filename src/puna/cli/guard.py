@@ -65,6 +65,14 @@ def code(
     from puna.guard.code import Policy, sarif, scan_path, scan_text
     from puna.guard.code.policy import CONFIDENCE
 
+    if as_json and as_sarif:
+        raise PunaError("--json and --sarif: one report at a time.")
+    if ignore:
+        from puna.guard.code.rule import all_rules
+
+        missing = sorted(set(ignore) - {rule.id for rule in all_rules()})
+        if missing:
+            raise PunaError(f"--ignore {missing[0]}: there is no such rule; docs/code-guard.md tells where they are.")
     findings: list[Finding] = []
     console = Console(highlight=False, soft_wrap=True)
     loud = not (as_json or as_sarif)

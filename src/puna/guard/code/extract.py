@@ -48,6 +48,8 @@ def pieces(text: str, language: str | None = None) -> list[Piece]:
         if cells is not None:
             return cells
     known = canonical(said) if said else None
+    if known == "json":
+        return _arguments(text) or [_whole(text, known)]
     if known is not None:
         fenced = _FENCE.match(text.lstrip().split("\n", 1)[0]) is not None
         return _fences(text, known) if fenced else [_whole(text, known)]
