@@ -12,7 +12,7 @@ Rotations are float32 in both, as the models were trained: at position 10^7 floa
 import math
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +23,8 @@ from torch import Tensor
 
 import puna
 from puna.checkpoint import save
+from puna.engine.blocks import BlockStore, Table
+from puna.engine.pace import LARGEST
 from puna.family.config import AttentionTemperature, ModelConfig
 from puna.model import Decoder
 from puna.model.packing import pack
@@ -154,6 +156,24 @@ def prefill(tokens: int) -> tuple[float, list[tuple[int, float]], int, int]:
         return seconds, curve, grown, (blocks_for(tokens) - blocks_for(2048)) * full + chunk * local + ids_bytes
 
 
+def held(lengths: Sequence[int]) -> Iterator[tuple[int, int, int]]:
+    """(tokens, bytes of full layers' blocks, most bytes of local layers' blocks at any time so far) of one sequence.
+
+    The engine's own accounting is asked, in steps of the engine's size; the model isn't run.
+    """
+    store = BlockStore(blocks_for(lengths[-1]), blocks_for(2 * CHUNK), CHUNK, BLOCK, share=False)
+    full, local = PagedPool.block_bytes(CONFIG, torch.float32)
+    table, done, most = Table(), 0, 0
+    for length in lengths:
+        while done < length:
+            done = min(length, done + LARGEST, done // CHUNK * CHUNK + CHUNK)
+            if not store.reserve(table, done):
+                raise RuntimeError(f"no blocks left at {done} tokens")
+            most = max(most, store.local.used * local)
+            store.computed(table, [], done)
+        yield length, store.full.used * full, most
+
+
 def extrapolated(curve: list[tuple[int, float]], tokens: int) -> float:
     """Seconds for a prefill of so many tokens: a * n + b * n^2 fitted to the measured curve."""
     done, seconds = np.array(curve, np.float64).T
@@ -171,6 +191,11 @@ def main() -> None:
     print(
         f"decode at {given.far:,}: {each * 1e3:.1f} ms a token, difference {worst:.1e} of the largest logit", flush=True
     )
+    shares = [
+        f"| cache of {length:,} tokens | local layers {local / 1e6:.1f} MB | full layer {full / 1e6:.1f} MB |"
+        for length, full, local in held([CHUNK, 8 * CHUNK, 32 * CHUNK, 1_000_000, given.far])
+    ]
+    print(*shares, sep="\n", flush=True)
     seconds, curve, grown, forecast = prefill(given.tokens)
     far = extrapolated(curve, given.far)
     rows = [
@@ -180,6 +205,7 @@ def main() -> None:
         f"| {each * 1e3:.0f} ms a token | {size / each:.1f} GB/s |",
         f"| largest difference to float64 there, {DECODED} tokens | {worst:.1e} | of the largest logit |",
         f"| prefill of {given.far:,} tokens, extrapolated (a n + b n^2), not run | {far / 3600:.1f} h | |",
+        *shares,
     ]
     print("\n".join(rows))
     write_rows(Path(__file__), "Long contexts", rows, machine(), columns=("what", "figure", "beside it"),
