@@ -1,7 +1,6 @@
 """Guesses change how long an answer takes, and nothing else."""
 
 import random
-import threading
 from typing import Any
 
 import pytest
@@ -16,7 +15,7 @@ from puna.engine.speculation import MOST, PAUSES, TRIAL, Chance, DraftModel, NGr
 from puna.errors import PunaError
 from puna.family.config import ModelConfig
 from puna.model.packing import pack
-from test_engine_together import idle, until
+from test_engine_together import gather, idle, until
 from tiny import CONFIGS, decoder
 
 KINDS = ["llama3.2", "scout"]
@@ -56,19 +55,16 @@ def alone(llama: Model, asked: list[list[int]], most: int | None = None) -> list
 
 
 def together(llama: Model, asked: list[list[int]], most: int | None = None) -> list[Reply]:
-    """All at once."""
-    found: dict[int, Reply] = {}
-
-    def ask(at: int) -> None:
-        found[at] = llama.generate(asked[at], **options(at, most))
-
-    threads = [threading.Thread(target=ask, args=(at,)) for at in range(len(asked))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(60)
+    """All at once, none longer than what the engine computes ahead of its reader."""
+    gather(llama, len(asked))
+    streams = [llama.stream(prompt, **options(at, most)) for at, prompt in enumerate(asked)]
+    found = []
+    for stream in streams:
+        assert list(stream)
+        assert stream.reply is not None
+        found.append(stream.reply)
     assert until(lambda: idle(llama))
-    return [found[at] for at in range(len(asked))]
+    return found
 
 
 @pytest.fixture
@@ -101,9 +97,10 @@ def test_answers_are_equal_with_and_without_guesses(kind: str, who: str) -> None
 def test_tiny_pools_preempt_and_answers_stay_equal(kind: str, who: str) -> None:
     asked = prompts(8, seed=1)
     expected = alone(model(kind, prefix_cache=False), asked, most=60)
-    for blocks, local in ((6, 6), (8, 3)):
+    for blocks, local in ((5, 5), (7, 3)):
         size = CacheSize(blocks, local if CONFIGS[kind].attention_chunk_size else 0)
         guessing = model(kind, drafts(kind)[who], cache=size)
+        guessing._engine.core.pace = Pace(fixed=True)  # all prompts in the first step, whatever the time
         assert together(guessing, asked, most=60) == expected
         assert guessing.stats().preemptions > 0
         assert guessing.stats().accepted > 0
