@@ -2,7 +2,7 @@
 
 Each contender runs in a process of its own: first one step that is not timed, then `--steps`. The peer's loop is what
 its Trainer does in a step: forward with labels, backward, clipping, AdamW (fused), zero_grad; in float32, and under
-bfloat16 autocast (`bf16=True`). On a machine that others use too, `--threads 1` and the processor's own seconds tell more
+bfloat16 autocast (`bf16=True`). On a machine that others use too, `--threads 1` and the processor's seconds tell more
 than the clock.
 """
 
@@ -53,14 +53,15 @@ def batch(case: Case, vocabulary: int) -> np.ndarray[Any, np.dtype[np.int64]]:
     return np.random.default_rng(0).integers(0, vocabulary, (case.rows, case.length + 1))
 
 
-def ours(case: Case) -> Callable[[], float]:
-    """One step of puna's loop."""
+def ours(case: Case) -> tuple[Callable[[], float], int]:
+    """One step of puna's loop, and the plan's forecast of its memory."""
     from puna.model import Decoder
     from puna.train.initialise import initialise
     from puna.train.loop import gradients
     from puna.train.method import Batch, Document, Example
     from puna.train.methods import Full
     from puna.train.optimizer import Optimizer
+    from puna.train.plan import forecast
     from puna.train.routing import Routing
     from puna.train.session import Session
 
@@ -85,10 +86,10 @@ def ours(case: Case) -> Callable[[], float]:
         optimizer.step(1.0)
         return loss
 
-    return step
+    return step, forecast(session, [Batch.of(rows, model.device)]).total
 
 
-def theirs(case: Case) -> Callable[[], float]:
+def theirs(case: Case) -> tuple[Callable[[], float], None]:
     """One step as transformers' Trainer takes it."""
     model = peer(SHAPES[case.shape]).train()
     ids = torch.from_numpy(batch(case, model.config.vocab_size)[:, :-1].copy())
@@ -104,7 +105,7 @@ def theirs(case: Case) -> Callable[[], float]:
         optimizer.zero_grad()
         return float(loss.detach())
 
-    return step
+    return step, None
 
 
 def peer(config: ModelConfig) -> Any:
@@ -128,7 +129,7 @@ def peer(config: ModelConfig) -> Any:
 
 def _run(pipe: Connection, case: Case) -> None:
     torch.set_num_threads(case.threads)
-    step = (theirs if case.contender.startswith("transformers") else ours)(case)
+    step, promised = (theirs if case.contender.startswith("transformers") else ours)(case)
     losses = [step()]
     times, processor = [], []
     for _ in range(case.steps):
@@ -136,7 +137,8 @@ def _run(pipe: Connection, case: Case) -> None:
         losses.append(step())
         times.append(time.perf_counter() - begun)
         processor.append(time.process_time() - spent)
-    pipe.send({"seconds": min(times), "cpu_seconds": min(processor), "peak": resident_peak(), "losses": losses})
+    pipe.send({"seconds": min(times), "cpu_seconds": min(processor), "peak": resident_peak(), "forecast": promised,
+               "losses": losses})  # fmt: skip
 
 
 def measure(case: Case) -> dict[str, Any]:
@@ -168,6 +170,8 @@ def main() -> None:
         for contender in options.contenders:
             found = measure(replace(case, contender=contender))
             row = {"shape": shape, "contender": contender, "peak_MB": round(found["peak"] / 1e6)}
+            if found["forecast"]:
+                row["forecast_MB"] = round(found["forecast"] / 1e6)
             row |= {"tokens_per_second": round(case.tokens / found["seconds"])}
             row |= {"tokens_per_cpu_second": round(case.tokens / found["cpu_seconds"])}
             print(json.dumps(row | {"loss": round(found["losses"][-1], 4)}), flush=True)

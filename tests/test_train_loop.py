@@ -120,7 +120,7 @@ def test_the_bias_evens_the_load_and_leaves_the_gates_alone() -> None:
     worst = []
     for _ in range(60):
         routing.begin(1.0)
-        routing.open()
+        routing.open(64)
         batch("scout").states(model)
         assert routing.close() is None
         assert all(int(load.sum()) == 64 for load in routing.loads.values())  # every token is served: none is dropped

@@ -90,7 +90,7 @@ def test_computing_again_changes_nothing(kind: str) -> None:
     for on in (False, True):
         routing = Routing(model, "auxiliary", 0.1)
         routing.begin(1.0)
-        routing.open()
+        routing.open(72)
         with recomputing(model, on):
             loss = linear_cross_entropy(batch.states(model), model.head_weight, batch.targets_N)
             term = routing.close()

@@ -12,6 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+FILL = (
+    64  # rows of products in training are filled up to multiples of this where their number varies: oneDNN keeps code
+)
+# of its own, 0.8 MB and 0.7 ms to make, for every number of rows that it meets
+
 
 def _wide(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))

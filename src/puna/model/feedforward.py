@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from puna.family.config import ModelConfig
-from puna.model.differentiable import swiglu
+from puna.model.differentiable import FILL, swiglu
 from puna.model.elementwise import fast, sigmoid, silu_mul
 from puna.model.linear import Linear
 from puna.model.mixture import MixtureCall, mixture_call, run_mixture
@@ -51,7 +51,8 @@ class Experts(nn.Module):
         outputs = []
         for rows, (gate_up, down) in zip(x_CD.split(counts), weights, strict=True):
             if len(rows):
-                outputs.append(silu_mul(rows @ gate_up) @ down)
+                filled = F.pad(rows, (0, 0, 0, -len(rows) % FILL)) if torch.is_grad_enabled() else rows
+                outputs.append((silu_mul(filled @ gate_up) @ down)[: len(rows)])
         return torch.cat(outputs)
 
 

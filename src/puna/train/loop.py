@@ -109,7 +109,7 @@ def gradients(session: Session, passes: Sequence[Batch], rate: float) -> tuple[f
     routing.begin(rate)
     loss_sum, sums = 0.0, dict.fromkeys(method.metrics, 0.0)
     for batch in passes:
-        routing.open()
+        routing.open(sum(batch.lengths))
         with recomputing(session.model, session.config.recompute):
             loss = method.loss(session.model, batch)
             objective, balance = loss.sum / total, routing.close()

@@ -1,12 +1,24 @@
 """Next-token cross-entropy that never holds all logits. Legend: N tokens, D model width, V vocabulary."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+from puna.model.differentiable import FILL
 
 IGNORED = -100  # a target that carries no loss, as in PyTorch and transformers
 ROWS = 512  # rows of logits held at once: few enough to stay in a CPU's cache
+
+
+def _blocks(x_ND: Tensor, targets_N: Tensor) -> Iterator[tuple[slice, int, Tensor, Tensor]]:
+    """Places, their number, states and targets [R, 1] of so many rows at a time, filled up with zeros to few sizes."""
+    for start in range(0, len(x_ND), ROWS):
+        x, targets = x_ND[start : start + ROWS], targets_N[start : start + ROWS]
+        spare = -len(x) % FILL
+        yield slice(start, start + len(x)), len(x), F.pad(x, (0, 0, 0, spare)), F.pad(targets, (0, spare))[:, None]
 
 
 def _only_counted(x_ND: Tensor, targets_N: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -32,17 +44,17 @@ class _LinearCrossEntropy(torch.autograd.Function):
         x_all, targets_all, places = _only_counted(x_ND, targets_N)
         x_grad = torch.empty_like(x_all) if ctx.needs_input_grad[0] else None
         weight_grad = torch.zeros_like(weight_VD, dtype=torch.float32) if ctx.needs_input_grad[1] else None
-        for start in range(0, len(x_all), ROWS):
-            x, index = x_all[start : start + ROWS], targets_all[start : start + ROWS, None]
+        for place, rows, x, index in _blocks(x_all, targets_all):
             log_probs = (x @ weight_VD.T).log_softmax(-1, dtype=torch.float32)
-            total -= log_probs.gather(1, index).sum()
+            total -= log_probs.gather(1, index)[:rows].sum()
             if x_grad is None and weight_grad is None:
                 continue
             errors = log_probs.exp_()
             errors.scatter_add_(1, index, torch.full_like(index, -1, dtype=errors.dtype))
             errors = errors.to(x.dtype)
+            errors[rows:] = 0
             if x_grad is not None:
-                x_grad[start : start + ROWS] = errors @ weight_VD
+                x_grad[place] = (errors @ weight_VD)[:rows]
             if weight_grad is not None:
                 weight_grad += errors.T @ x
         ctx.save_for_backward(
@@ -74,10 +86,9 @@ class _TokenLosses(torch.autograd.Function):
     def forward(ctx: Any, x_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:
         x_all, targets_all, places = _only_counted(x_ND, targets_N)
         losses = torch.zeros(len(x_all), dtype=torch.float32, device=x_ND.device)
-        for start in range(0, len(x_all), ROWS):
-            x, index = x_all[start : start + ROWS], targets_all[start : start + ROWS, None]
+        for place, rows, x, index in _blocks(x_all, targets_all):
             log_probs = (x @ weight_VD.T).log_softmax(-1, dtype=torch.float32)
-            losses[start : start + ROWS] = -log_probs.gather(1, index)[:, 0]
+            losses[place] = -log_probs.gather(1, index)[:rows, 0]
         ctx.save_for_backward(x_ND, weight_VD, targets_N)
         return _spread(losses, places, len(x_ND))
 
@@ -88,12 +99,13 @@ class _TokenLosses(torch.autograd.Function):
         scale = grads[0] if places is None else grads[0][places]
         x_grad = torch.empty_like(x_all)
         weight_grad = torch.zeros_like(weight_VD, dtype=torch.float32) if ctx.needs_input_grad[1] else None
-        for start in range(0, len(x_all), ROWS):
-            x, index = x_all[start : start + ROWS], targets_all[start : start + ROWS, None]
+        for place, rows, x, index in _blocks(x_all, targets_all):
             errors = (x @ weight_VD.T).softmax(-1, dtype=torch.float32)
             errors.scatter_add_(1, index, torch.full_like(index, -1, dtype=errors.dtype))
-            errors = errors.mul_(scale[start : start + ROWS, None]).to(x.dtype)
-            x_grad[start : start + ROWS] = errors @ weight_VD
+            errors[:rows].mul_(scale[place, None])
+            errors[rows:] = 0
+            errors = errors.to(x.dtype)
+            x_grad[place] = (errors @ weight_VD)[:rows]
             if weight_grad is not None:
                 weight_grad += errors.T @ x
         return (

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from puna.checkpoint.source import GenerationDefaults
 from puna.model import Decoder
+from puna.model.differentiable import FILL
 from puna.text.tokenizer import Tokenizer
 from puna.train.loss import IGNORED
 from puna.train.separate import Separate
@@ -82,7 +83,11 @@ class Batch:
 
     def states(self, model: Decoder) -> Tensor:
         """Final normalised states [N, D]: every document from position 0, none sees another."""
-        return model.hidden(self.tokens_N[None], Separate(model.config, self.lengths))[0]
+        count = len(self.tokens_N)
+        spare = -count % FILL  # as one more document, which nobody asks about
+        lengths = (*self.lengths, spare) if spare and len(set(self.lengths)) > 1 else self.lengths
+        tokens_N = torch.nn.functional.pad(self.tokens_N, (0, sum(lengths) - count))
+        return model.hidden(tokens_N[None], Separate(model.config, lengths))[0, :count]
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """What a run will train, need and take, said before it begins. Legend: N predictions of a pass, V vocabulary."""
 
-import sys
+import os
 import time
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -33,7 +33,7 @@ KINDS = (  # what a parameter's name ends in or holds, in the order of asking
 @dataclass(frozen=True)
 class Memory:
     """Bytes. gradients: of a step, with the sums over its passes. work: logits, and what the backward part holds at
-    once. process: interpreter and libraries."""
+    once. process: interpreter, libraries and data; 0 where a GPU's memory is meant."""
 
     weights: int
     gradients: int
@@ -80,7 +80,7 @@ def make_plan(session: Session) -> Plan:
     passes = session.passes(0)
     memory = forecast(session, passes)
     available = available_bytes(session.model.device)
-    if memory.total - memory.process - memory.weights > available:
+    if memory.gradients + memory.activations + memory.work > available:  # the rest is there already
         raise PunaError(
             f"needs {memory.total / 1e9:.1f} GB, {available / 1e9:.1f} GB are left: lower micro_tokens, or set "
             "`recompute: true`, or train adapters"
@@ -128,13 +128,15 @@ def forecast(session: Session, passes: list[Batch]) -> Memory:
     head = config.vocab_size * config.hidden_size * (4 + 2 * width)
     summed = 4 * sum(p.numel() for p in trained) if len(passes) > 1 else 0
     own = _size(trained)
+    weights = _size(parameters) + _size(buffers)
+    states = sum(_size(list(kinds.values())) for kinds in optimizer.state.values())
     return Memory(
-        weights=_size(parameters) + _size(buffers),
+        weights=weights,
         gradients=summed + (max(own - activations, 0) if not summed else 0),
-        optimizer=sum(_size(list(kinds.values())) for kinds in optimizer.state.values()),
+        optimizer=states,
         activations=activations,
         work=logits + head + 6 * largest * widest * width,
-        process=_process_bytes(),
+        process=_process_bytes(weights + states) if model.device.type == "cpu" else 0,
     )
 
 
@@ -172,11 +174,10 @@ def _size(tensors: list[Any]) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
-def _process_bytes() -> int:
-    """Interpreter and libraries, as they are now: the resident size less nothing of the model's, which is counted."""
+def _process_bytes(held: int) -> int:
+    """Interpreter, libraries and what else is there now beside `held` bytes of the run's."""
     try:
-        with open("/proc/self/status") as file:
-            line = next(line for line in file if line.startswith("RssFile"))
-        return int(line.split()[1]) * 1024
-    except (OSError, StopIteration):
-        return 300_000_000 if sys.platform != "linux" else 0
+        with open("/proc/self/statm") as file:
+            return max(0, int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") - held)
+    except OSError:  # not Linux
+        return 300_000_000

@@ -57,11 +57,12 @@ class Routing:
         self.loads = {number: torch.zeros(count, dtype=torch.long) for number in self.mixtures}  # of the step so far
         self.biases = {number: torch.zeros(count) for number in self.mixtures}
         self._pass: dict[int, tuple[Tensor, Tensor]] | None = None
+        self._tokens = 0
 
     def _watcher(self, number: int) -> Callable[[Tensor, Tensor], None]:
         def watch(logits_NE: Tensor, chosen_Nk: Tensor) -> None:
             if self._pass is not None:
-                self._pass[number] = logits_NE, chosen_Nk
+                self._pass[number] = logits_NE[: self._tokens], chosen_Nk[: self._tokens]
 
         return watch
 
@@ -72,9 +73,10 @@ class Routing:
             if self.balancing == "bias":
                 mixture.bias_E = (self.biases[number] * schedule).to(next(mixture.parameters()).device)
 
-    def open(self) -> None:
-        """A pass begins: what goes through the routers until `close` counts."""
-        self._pass = {}
+    def open(self, tokens: int) -> None:
+        """A pass begins: what goes through the routers until `close` counts, but for what fills it up after so many
+        tokens."""
+        self._pass, self._tokens = {}, tokens
 
     def close(self) -> Tensor | None:
         """The pass's forward part is over: count its load; the term that joins its loss, weighted, if any. What the
