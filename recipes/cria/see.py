@@ -1,9 +1,9 @@
 """cria learns to talk about what its tower sees: `python recipes/cria/see.py DATA_FOLDER OUT_FOLDER STEPS`.
 
 OUT_FOLDER holds tower.safetensors (`tower.py`); see.safetensors is written there every 25 steps, and the next call goes
-on from it; at the end there are cria.gguf and cria.vision.safetensors. Conversations about pictures are mixed with
-those that cria learnt to chat from. The tower's layers stay as they are, and so do the routed experts; its adapter and
-projector and the rest of the decoder learn.
+on from it; at the end there is a folder cria with cria.gguf and the tower beside it. Conversations about pictures are
+mixed with those that cria learnt to chat from. The tower's layers stay as they are, and so do the routed experts; its
+adapter and projector and the rest of the decoder learn.
 """
 
 import json
@@ -180,7 +180,7 @@ def step_loss(model: Decoder, docs: list[tuple[list[int], list[bool]]], pixels: 
 
 
 def main(data: Path, out: Path, steps: int) -> None:
-    """Train, or go on; then write OUT_FOLDER/cria.gguf and the tower beside it."""
+    """Train, or go on; then write OUT_FOLDER/cria/cria.gguf and the tower beside it."""
     torch.set_num_threads(1)
     model, tokenizer = seeing(out)
     words = Words(tokenizer)
@@ -222,7 +222,8 @@ def main(data: Path, out: Path, steps: int) -> None:
 def bundle(model: Decoder, tokenizer: Any, out: Path) -> None:
     """Write the text model as cria is bundled, with cria's way of sampling, and the tower beside it."""
     defaults = open_source(resolve("cria")).generation
-    file = out / "cria.gguf"
+    file = out / "cria/cria.gguf"
+    file.parent.mkdir(exist_ok=True)
     file.unlink(missing_ok=True)
     text = Decoder(model.config.with_(vision=None)).bfloat16()
     text.load_state_dict({name: w for name, w in model.state_dict().items() if not name.startswith("vision.")})
