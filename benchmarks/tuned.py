@@ -35,9 +35,9 @@ def trainer(base: str, adapter: Path, tokens: int) -> Answer:
     @torch.no_grad()
     def answer(ids: list[int]) -> list[int]:
         cache = loaded.model.new_cache()
-        drawn = [int(loaded.model(torch.tensor([ids]), cache, last_only=True).argmax())]
+        drawn = [int(loaded.model(torch.tensor([ids]), cache)[0, -1].argmax())]
         while len(drawn) < tokens:
-            drawn.append(int(loaded.model(torch.tensor([drawn[-1:]]), cache, last_only=True).argmax()))
+            drawn.append(int(loaded.model(torch.tensor([drawn[-1:]]), cache)[0, -1].argmax()))
         return drawn
 
     return answer

@@ -44,6 +44,12 @@ def work(tmp_path_factory: pytest.TempPathFactory, tokenizer: Tokenizer) -> Path
     return place
 
 
+@pytest.fixture(autouse=True)
+def no_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Curves are drawn in the tests of training; here they would take longer than the runs."""
+    monkeypatch.setattr("puna.train.run.draw_curves", lambda *_: None)
+
+
 def configured(method: str, steps: int = 4, **changes: Any) -> TrainConfig:
     return checked_config(
         {"method": method, "steps": steps, "batch_tokens": 256, "micro_tokens": 128, "dtype": "float32", "rate": 3e-3,

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from test_cli_generate import Puna, run
-from test_tune import tokenizer, work
+from test_tune import no_picture, tokenizer, work
 
-__all__ = ["run", "tokenizer", "work"]  # fixtures
+__all__ = ["no_picture", "run", "tokenizer", "work"]  # fixtures
 
 
 def test_one_command_tunes_and_another_serves(work: Path, tmp_path: Path, run: Puna) -> None:

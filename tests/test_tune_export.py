@@ -14,9 +14,9 @@ from puna.cli.export import Bits, Format
 from puna.cli.export import export as command
 from puna.errors import PunaError
 from puna.train.run import train
-from test_tune import CHAT, configured, tokenizer, work
+from test_tune import CHAT, configured, no_picture, tokenizer, work
 
-__all__ = ["tokenizer", "work"]  # fixtures
+__all__ = ["no_picture", "tokenizer", "work"]  # fixtures
 LORA = {"rank": 4, "alpha": 16, "targets": ["attention", "feed_forward", "output"]}
 
 

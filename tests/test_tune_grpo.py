@@ -15,10 +15,10 @@ from puna.train.method import Batch, Example
 from puna.train.rewards import checked_answer, number_of, numeric_reward
 from puna.train.run import train
 from puna.train.session import Session
-from test_tune import configured, opened, states, tokenizer, work
+from test_tune import configured, no_picture, opened, states, tokenizer, work
 from tiny import token_ids
 
-__all__ = ["tokenizer", "work"]  # fixtures
+__all__ = ["no_picture", "tokenizer", "work"]  # fixtures
 
 
 @pytest.fixture(scope="module")
@@ -143,14 +143,17 @@ def test_the_engine_and_the_trainer_agree(base: str, bits: int | None, data: Pat
     assert metrics["tokens_answered"] > 0
 
 
-def test_a_rewarded_habit_grows(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_rewarded_habit_grows(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rewarded is how early an answer ends: with random weights that is learnt in a few steps."""
     rewarded(monkeypatch, lambda text, _: -float(len(text)))
-    lengths: list[float] = []
-    config = settings(8, group=8, max_tokens=16).model_copy(update={"rate": 2e-2})
-    train(data / "dense", config, data, tmp_path / "out",
-          report=lambda step: lengths.append(step.metrics["reward"]))  # fmt: skip
-    assert lengths[-1] > lengths[0] + 1
+    run = opened(data / "dense", settings(8, group=8), data)
+    run.optimizer.rate = 2e-2
+    run.model.train()
+    rewards = []
+    for step in range(6):
+        rewards.append(gradients(run, run.passes(step), 1.0)[1]["reward"])
+        run.optimizer.step(1.0)
+    assert rewards[-1] > rewards[0] + 1
 
 
 def test_a_run_is_repeatable(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,9 +11,9 @@ from puna.errors import PunaError
 from puna.train.config import TrainConfig
 from puna.train.run import train
 from puna.train.terms import check_terms, named, prefix_of, terms_of
-from test_tune import configured, tokenizer, work
+from test_tune import configured, no_picture, tokenizer, work
 
-__all__ = ["tokenizer", "work"]  # fixtures
+__all__ = ["no_picture", "tokenizer", "work"]  # fixtures
 
 
 def licensed(base: Path, licence: str, vision: bool = False) -> Path:
