@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from puna.checkpoint import open_source
 from puna.engine import CacheSize, Inputs, Model, load, pace, pictures
 from puna.engine.forecast import Needs
-from puna.engine.pictures import Gallery, gallery_bytes
+from puna.engine.gallery import Gallery, gallery_bytes, looking_bytes, picture_bytes
 from puna.errors import PunaError
 from puna.model.native import kernels
 from puna.model.paged import blocks_for
@@ -209,7 +209,7 @@ def test_few_pictures_at_once_where_room_is_short(kind):
     watched = Watched(kind)
     llama = model(kind, watched.decoder, prefix_cache=False)
     gallery = llama._engine.core.looker.gallery
-    gallery.room = 3 * pictures.picture_bytes(config(kind), 5, 4)
+    gallery.room = 3 * picture_bytes(config(kind), 5, 4)
     streams = [llama.stream(chat, max_tokens=10, logprobs=2, ignore_eos=True) for chat in [*CHATS, *CHATS]]
     for stream in streams:
         list(stream)
@@ -351,10 +351,10 @@ def test_the_forecast_counts_room_for_pictures(kind, tmp_path):
     shape, size = source.config, CacheSize(8, 8 if kind == "llama4" else 0)
     blind = replace(needs, config=shape.with_(vision=None))
     room = gallery_bytes(shape, 4)
-    assert room >= 8 * pictures.picture_bytes(shape, shape.vision.max_tiles, 4) > 0
+    assert room >= 8 * picture_bytes(shape, shape.vision.max_tiles, 4) > 0
     assert needs.most(size).cache == blind.most(size).cache + room
     assert needs.forecast(64).cache == blind.forecast(64).cache + room
-    assert needs.most(size).work >= pictures.looking_bytes(shape, 4)
+    assert needs.most(size).work >= looking_bytes(shape, 4)
     llama = load(tmp_path / kind)
     llama.generate(CHATS[0], max_tokens=2)
     held = llama._engine.core.looker.gallery

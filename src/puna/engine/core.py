@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from puna.engine.blocks import BlockStore
+from puna.engine.gallery import Gallery, gallery_bytes
 from puna.engine.grammar import Grammar
 from puna.engine.pace import Pace
-from puna.engine.pictures import Gallery, Looker, TaskPictures, gallery_bytes
+from puna.engine.pictures import Looker, TaskPictures
 from puna.engine.sampling import Sampling, choose
 from puna.engine.scheduler import Plan, Reason, Sequence, State, schedule
 from puna.engine.sizes import CacheSize

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from puna.engine.gallery import gallery_bytes, looking_bytes
 from puna.engine.pace import LARGEST
-from puna.engine.pictures import gallery_bytes, looking_bytes
 from puna.engine.sizes import CacheSize, chunk_blocks, for_draft
 from puna.engine.speculation import CAUGHT_UP, NGRAM_BYTES
 from puna.family.config import ModelConfig

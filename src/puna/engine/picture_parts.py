@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
-from puna.engine.pictures import most_tiles
+from puna.engine.gallery import most_tiles
 from puna.engine.reply import Inputs
 from puna.errors import PunaError
 from puna.family.vision import Llama4Vision, Llama32Vision
