@@ -205,3 +205,10 @@ def test_work_is_what_a_pass_holds(tmp_path, quantize):
         with Held() as held:
             model(ids, cache, rows=rows)
     assert 0.85 < held.peak / work_bytes(config, torch.bfloat16, length, 1) < 1.02
+
+
+@pytest.mark.parametrize("context", [0, -1, True, "64", 1.5, 10**9])
+def test_a_wrong_context_is_refused_before_anything_is_loaded(checkpoint, context, monkeypatch):
+    monkeypatch.setattr("puna.checkpoint.ready.load_ready", lambda *_, **__: pytest.fail("loaded"))
+    with pytest.raises(PunaError, match=r"^context "):
+        load(checkpoint, context=context)

@@ -9,7 +9,7 @@ import torch
 
 from puna.engine.fitting import planned
 from puna.engine.forecast import Forecast, Needs
-from puna.engine.model import Model
+from puna.engine.model import Model, check_context
 from puna.engine.sampling import Sampling
 from puna.engine.speculation import check_vocabulary, draft_decoder
 from puna.errors import PunaError
@@ -83,6 +83,7 @@ def load(
         raise PunaError(f"expert_parallel={expert_parallel} needs several processes; start them with torchrun")
     else:
         source = open_source(path)
+        check_context(context, source.config.context_length)  # before anything is loaded
         draft = _draft(speculate, small, source.config.vocab_size)
         room = None
         tokenizer = source.tokenizer()  # before the forecast, so that its memory is counted

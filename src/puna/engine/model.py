@@ -37,6 +37,16 @@ Prompt = str | Sequence[Message] | Inputs | Sequence[int] | Tensor
 BESIDE = ("tools", "schema", "key", "priority", "timeout")  # options that say nothing about sampling
 
 
+def check_context(context: Any, own: int) -> None:
+    """Raises PunaError for what is no context length of a model whose own is `own`; None is."""
+    if context is not None and (isinstance(context, bool) or not isinstance(context, int) or context < 1):
+        raise PunaError(f"context must be a whole number of tokens from 1 to {own}, not {context!r}")
+    if context is not None and context > own:
+        raise PunaError(
+            f"context {context} is more than this model's context length of {own} tokens; give at most that"
+        )
+
+
 class Model:
     """A decoder with its tokenizer, ready to answer. Safe to use from several threads: requests are computed together.
 
@@ -70,12 +80,7 @@ class Model:
         self.tokenizer = tokenizer
         self.defaults = defaults or Sampling()
         own = decoder.config.context_length
-        if context is not None and (isinstance(context, bool) or not isinstance(context, int) or context < 1):
-            raise PunaError(f"context must be a whole number of tokens from 1 to {own}, not {context!r}")
-        if context is not None and context > own:
-            raise PunaError(
-                f"context {context} is more than this model's context length of {own} tokens; give at most that"
-            )
+        check_context(context, own)
         size = cache or cache_size(decoder.config, decoder.dtype, kv, context, decoder.device)
         core = Core(self.decoder, size, kv=kv, prefix_cache=prefix_cache, fixed_steps=not self._threaded,
                     drafter=drafter_for(speculate, decoder.config.vocab_size, size))
