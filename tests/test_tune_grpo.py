@@ -72,9 +72,7 @@ def test_advantages_are_trls() -> None:
 @pytest.mark.parametrize("base", ["dense", "sparse"])
 def test_constant_rewards_give_no_gradient(base: str, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rewarded(monkeypatch, lambda *_: 1.0)
-    run = session(base, data, adapter=True)
-    run = Session(**{**vars(run), "config": run.config.model_copy(update={"balancing": "none"})})
-    run.routing.remove()
+    run = session(base, data)
     _, metrics = gradients(run, run.passes(0), 1.0)
     assert metrics["reward"] == 1.0
     found = run.optimizer.gradients()

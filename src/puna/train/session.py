@@ -72,7 +72,9 @@ class Session:
         order = Order(config, folder, tokenizer, method, cache)
         model.requires_grad_(False)
         method.prepare(model, config.seed)
-        routing = Routing(model, config.balancing, config.balance)
+        chooses = any(".router." in name and p.requires_grad for name, p in model.named_parameters())
+        # what nobody can change needs no balance, and its loss would pull at everything below
+        routing = Routing(model, config.balancing if chooses else "none", config.balance)
         muon = (config.optimizer or method.optimizer) == "muon"
         optimizer = Optimizer(
             dict(model.named_parameters()),
