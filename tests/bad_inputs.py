@@ -116,7 +116,8 @@ FILES: list[Command] = [
             "it, or fetch the file again."),
     Command("config.json is of another family", config(architectures=["Qwen3ForCausalLM"]), GENERATE,
             "tiny/config.json: architecture 'Qwen3ForCausalLM' is not of this family. Choose another checkpoint. "
-            "Supported: LlamaForCausalLM, Llama4ForCausalLM, Llama4ForConditionalGeneration."),
+            "Supported: LlamaForCausalLM, Llama4ForCausalLM, Llama4ForConditionalGeneration, "
+            "MllamaForConditionalGeneration."),
     Command("quantised in a way that isn't read", config(quantization_config={"quant_method": "gptq"}), GENERATE,
             "tiny/config.json: the weights are quantised (gptq), which is not supported; puna reads compressed-tensors "
             "and fbgemm_fp8. Load another release of this model, or a GGUF file of it."),
@@ -186,9 +187,10 @@ TRAINING: list[Command] = [
     Command("a row that is not JSON", rows(GOOD, '{"text": "cut off'), TRAIN,
             "rows.jsonl:2: not JSON: Unterminated string starting at, column 10; mend the line"),
     Command("a row with text and messages", rows(GOOD, '{"text": "a", "messages": []}'), TRAIN,
-            "rows.jsonl:2: a row is an object with either `text` or `messages`; mend the line"),
+            "rows.jsonl:2: a row is an object with either `text` or `messages`, this has 'text', 'messages'; mend "
+            "the line"),
     Command("a row with neither", rows('{"txt": "a"}'), TRAIN,
-            "rows.jsonl:1: a row is an object with either `text` or `messages`; mend the line"),
+            "rows.jsonl:1: a row is an object with either `text` or `messages`, this has 'txt'; mend the line"),
     Command("an empty text", rows(GOOD, '{"text": ""}'), TRAIN,
             "rows.jsonl:2: text: must be a string that is not empty; mend or delete the line"),
     Command("a chat without an answer", rows('{"messages": [{"role": "user", "content": "Hello"}]}'), TRAIN,
@@ -197,27 +199,28 @@ TRAINING: list[Command] = [
             rows('{"messages": [{"role": "wizard", "content": "a"}, {"role": "assistant", "content": "b"}]}'), TRAIN,
             "rows.jsonl:1: messages[0].role: 'wizard' is not a role; use system, user, assistant or tool"),
     Command("a file that is not UTF-8", written("rows.jsonl", b'{"text": "Gr\xfc\xdfe"}\n'), TRAIN,
-            "rows.jsonl: not UTF-8 at byte 12; save the file as UTF-8"),
+            "rows.jsonl:1: not UTF-8 at byte 12 of the line; save the file as UTF-8"),
     Command("no such data file", checkpoint, TRAIN,
             "rows.jsonl: no such data file; --data names one, or the folder of those in --config"),
     Command("a wrong field in the YAML",
             rows(GOOD, yaml="steps: 10\nstages: [{sources: [{file: rows.jsonl}]}]\nlr: 1\n"), RUN,
-            "run.yaml: lr: no such field; take it out, or use one of stages, steps, batch_tokens, micro_tokens, "
-            "matrix_rate, vector_rate, weight_decay, warmup, decay, balance, seed, save_every, evaluate_every, "
-            "heldout"),
+            "run.yaml: lr: no such field; take it out, or use one of method, options, stages, steps, batch_tokens, "
+            "micro_tokens, separate, dtype, device, recompute, optimizer, rate, matrix_rate, vector_rate, "
+            "weight_decay, clip, warmup, decay, balancing, balance, seed, save_every, evaluate_every, domicile, heldout"),
     Command("a value out of range in the YAML",
             rows(GOOD, yaml="steps: 10\nstages: [{sources: [{file: rows.jsonl, weight: -1}]}]\n"), RUN,
             "run.yaml: stages.0.sources.0.weight: input should be greater than 0"),
     Command("held-out texts that aren't there",
             rows(GOOD, yaml="steps: 1\nheldout: none.jsonl\nstages: [{length: 8, sources: [{file: rows.jsonl}]}]\n"),
             RUN,
-            "none.jsonl: can't read the held-out texts: No such file or directory; mend `heldout`"),
+            "none.jsonl: no such file of held-out texts; mend `heldout`"),
     Command("a damaged state to resume from", damaged_state, f"{RUN} --resume",
             "run/state-00000001: the saved state is damaged (...); begin anew in another folder"),
     Command("YAML that doesn't parse", rows(GOOD, yaml="steps: [10\n"), RUN,
             "run.yaml:2: not valid YAML: expected ',' or ']', but got '<stream end>'; mend the line"),
     Command("a folder of data without --config", rows(GOOD), "puna train tiny --data . --out run",
-            ". is a folder: --config must say which of its files to train on"),
+            "/home/you/models/rows.jsonl: a folder of text holds .txt and .md files alone; 6 are others: take them "
+            "out, or name the files one by one in --config"),
     Command("one data file for a configuration of others",
             rows(GOOD, yaml="steps: 1\nstages: [{sources: [{file: chats.jsonl}]}]\n"), RUN,
             "--data is one file, but run.yaml names chats.jsonl: give their folder"),

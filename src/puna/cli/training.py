@@ -28,7 +28,8 @@ def settings(config: Path | None, data: Path, method: str | None, preset: Mappin
     """
     from puna.train.config import checked_config, read_config
 
-    data = data.resolve()  # "." has no name
+    if data.name in ("", ".."):  # "." and "/.." have no name
+        data = data.resolve()
     rest = dict(preset)
     stage = {"length": rest.pop("length")} if "length" in rest else {}
     alone: dict[str, Any] = {"stages": [{"sources": [{"file": data.name}], **stage}]}

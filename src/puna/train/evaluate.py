@@ -15,6 +15,8 @@ from puna.train.read import read_rows
 
 def read_texts(path: Path) -> list[str]:
     """The `text` of each row of a file. Raises PunaError naming file and line."""
+    if not path.is_file():
+        raise PunaError(f"{path}: no such file of held-out texts; mend `heldout`")
     texts = []
     for found in read_rows(path):
         if found.row is None:

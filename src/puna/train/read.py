@@ -79,7 +79,7 @@ def _json_line(data: bytes, where: str, first: bool) -> Found:
     if first and data.startswith(b"\xef\xbb\xbf"):
         return Found(where, None, "begins with a byte order mark; save the file as UTF-8 without it")
     try:
-        text = data.decode("utf-8")
+        text = data.decode("utf-8").removesuffix("\n")
     except UnicodeDecodeError as error:
         return Found(where, None, f"not UTF-8 at byte {error.start} of the line; save the file as UTF-8")
     if not text.strip():
