@@ -1,15 +1,19 @@
-"""cria learns to talk about what its tower sees: `python recipes/cria/see.py DATA_FOLDER OUT_FOLDER STEPS`.
+"""cria learns to talk about what its tower sees: `python recipes/cria/see.py DATA_FOLDER OUT_FOLDER STEPS [EARLIER]`.
 
 OUT_FOLDER holds tower.safetensors (`tower.py`); see.safetensors is written there every 25 steps, and the next call goes
 on from it; at the end there is a folder cria with cria.gguf and the tower beside it. Conversations about pictures are
 mixed with those that cria learnt to chat from. The tower's layers stay as they are, and so do the routed experts; its
 adapter and projector and the rest of the decoder learn.
+
+With EARLIER, the folder of an earlier run, it settles what that run learnt: the text model begins KEPT of the way from
+cria to what it was then, and mostly text is trained on, at lower rates, since learning to see costs it some English.
 """
 
 import json
 import random
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -47,10 +51,25 @@ from puna.train.loss import token_losses
 from puna.train.optimizer import Optimizer
 from puna.train.separate import Separate
 
-SCENES, CLOTHES_SHOWN, REPLAYED = 8, 5, 450  # of a step: conversations of two kinds, and tokens of text alone
+KEPT = 0.8
 TURNS = 9
 YES, NO = "Yes.", "No."
-Talk = tuple[list[dict[str, Any]], Image.Image | None]
+Talk = tuple[list[dict[str, Any]], Image.Image]
+
+
+@dataclass(frozen=True)
+class Part:
+    """What a step shows (conversations about scenes and clothes, tokens of text alone), its peak rates and warm-up."""
+
+    scenes: int
+    clothes: int
+    text: int
+    rate: float
+    matrix_rate: float
+    warmup: int
+
+
+LEARN, SETTLE = Part(8, 5, 450, 0.002, 0.01, 20), Part(4, 5, 2000, 0.0006, 0.004, 5)
 
 
 class Words:
@@ -179,12 +198,23 @@ def step_loss(model: Decoder, docs: list[tuple[list[int], list[bool]]], pixels: 
     return token_losses(states[counted], model.head_weight, targets[counted]).mean()
 
 
-def main(data: Path, out: Path, steps: int) -> None:
+@torch.no_grad()
+def begin_between(model: Decoder, earlier: Path) -> None:
+    """Bring cria's text KEPT of the way to what an earlier run made of it, and adapter and projector all the way."""
+    learnt = load_file(earlier / "see.safetensors")
+    for name, parameter in trainable(model).items():
+        share = 1.0 if "vision" in name else KEPT
+        parameter.copy_(parameter.float().lerp(learnt[f"{name}/master"], share))
+
+
+def main(data: Path, out: Path, steps: int, earlier: Path | None = None) -> None:
     """Train, or go on; then write OUT_FOLDER/cria/cria.gguf and the tower beside it."""
     torch.set_num_threads(1)
     model, tokenizer = seeing(out)
-    words = Words(tokenizer)
-    optimizer = Optimizer(trainable(model), muon=True, rate=0.002, matrix_rate=0.01, clip=1.0)
+    words, part = Words(tokenizer), SETTLE if earlier else LEARN
+    if earlier:
+        begin_between(model, earlier)
+    optimizer = Optimizer(trainable(model), muon=True, rate=part.rate, matrix_rate=part.matrix_rate, clip=1.0)
     file, first = out / "see.safetensors", 0
     if file.is_file():
         saved = load_file(file)
@@ -196,20 +226,21 @@ def main(data: Path, out: Path, steps: int) -> None:
     texts = replay(data, words, out / "replay.json")
     began, shown = time.time(), 0.0
     for step in range(first, steps):
-        chance = random.Random(step)
-        talks = [scene_talk(chance, seen, min(0.75, 0.4 + step / steps)) for _ in range(SCENES)]
-        for _ in range(CLOTHES_SHOWN):
+        chance = random.Random(f"{part} {step}")
+        stating = 0.7 if earlier else min(0.75, 0.4 + step / steps)
+        talks = [scene_talk(chance, seen, stating) for _ in range(part.scenes)]
+        for _ in range(part.clothes):
             at = chance.randrange(len(labels))
             talks.append(clothes_talk(chance, garments[at], int(labels[at])))
-        pictures = [tile(image, SHAPE) for _, image in talks if image]
+        pictures = [tile(image, SHAPE) for _, image in talks]
         docs = [words.of(messages, [picture.grid]) for (messages, _), picture in zip(talks, pictures, strict=True)]
-        room = REPLAYED
+        room = part.text
         while room > 0:
             docs.append(chance.choice(texts))
             room -= len(docs[-1][0])
         loss = step_loss(model, docs, torch.from_numpy(np.concatenate([picture.pixels for picture in pictures])))
         loss.backward()
-        optimizer.step(min(1.0, (step + 1) / 20, max(0.02, (steps - step) / (0.7 * steps))))
+        optimizer.step(min(1.0, (step + 1) / part.warmup, max(0.02, (steps - step) / (0.7 * steps))))
         shown = loss.item() if step == first else 0.95 * shown + 0.05 * loss.item()
         if (step + 1) % 10 == 0:
             print(f"{step + 1} loss {shown:.4f} {time.time() - began:.0f}s cpu {time.process_time():.0f}s", flush=True)
@@ -232,4 +263,4 @@ def bundle(model: Decoder, tokenizer: Any, out: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]))
+    main(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), *map(Path, sys.argv[4:5]))
