@@ -98,6 +98,7 @@ class Terminal:
     def __init__(self, command: list[str]) -> None:
         self.pid, self.fd = pty.fork()
         if self.pid == 0:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)  # a test run started in the background ignores it
             os.environ.update(TERM="xterm", COLUMNS="80", LINES="24")
             os.execv(command[0], command)
         self.seen = ""
