@@ -9,7 +9,7 @@ from torch import Tensor
 
 from puna.model import layers
 from puna.model.decoder import Block, Decoder
-from puna.model.native import kernels
+from puna.model.native import kernels, release_threads
 from puna.model.packing import pack
 from puna.model.paged import Batch, PagedPool, Span
 from tiny import CONFIGS, decoder
@@ -69,3 +69,11 @@ def test_an_exchanged_part_is_seen() -> None:
     assert not torch.equal(changed, before)
     attention.o_proj = product
     assert torch.equal(passes(model, torch.float32, None)[0], before)
+
+
+def test_released_threads_come_back() -> None:
+    x = torch.randn(64, 512)
+    expected = x @ x.T
+    release_threads()
+    release_threads()
+    assert torch.equal(x @ x.T, expected)

@@ -13,6 +13,7 @@ from puna.engine.model import Model, check_context
 from puna.engine.sampling import Sampling
 from puna.engine.speculation import check_vocabulary, draft_decoder
 from puna.errors import PunaError
+from puna.model.native import release_threads
 
 if TYPE_CHECKING:
     from puna.checkpoint import Source
@@ -98,6 +99,7 @@ def load(
             speculate = Model(load_ready(small, target).model)
         loaded = load_ready(source, target, wanted, quantize, memory=room, tokenizer=tokenizer)
     put_beside(loaded.model, updates)
+    release_threads()  # the engine computes in a thread of its own
     given = loaded.generation
     defaults = Sampling().with_options({"temperature": given.temperature, "top_p": given.top_p, "top_k": given.top_k})
     return make(

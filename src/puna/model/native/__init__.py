@@ -27,6 +27,7 @@ ARGUMENTS = {  # declared, so that plain numbers can be given: that halves the t
     "layer_norm": (_POINTER, _POINTER, _POINTER, _POINTER, _LONG, _LONG, _FLOAT, _INT, _INT),
     "quantize": (_POINTER, _INT, _LONG, _LONG, _LONG, _INT, _POINTER, _POINTER, _INT),
 }
+_SOFT = 1  # omp_pause_soft
 SUFFIXES = {2: "_avx512", 1: "_avx2"}
 
 
@@ -55,6 +56,18 @@ def kernels() -> Kernels | None:
     library = ctypes.CDLL(str(files[0]))
     suffix = SUFFIXES.get(library.isa())
     return Kernels(library, suffix) if suffix else None
+
+
+def release_threads() -> None:
+    """End the OpenMP threads that the calling thread has started (its next parallel region starts new ones).
+
+    With more of them in a process than processors, libgomp lets those that compute sleep at every barrier instead of
+    spinning: a decoded token takes a third longer. So who loads a model lets go before the engine's thread computes.
+    """
+    if kernels() is not None:
+        pause = getattr(ctypes.CDLL(None), "omp_pause_resource_all", None)
+        if pause is not None:
+            pause(_SOFT)
 
 
 def threads() -> int:
