@@ -8,14 +8,14 @@ import pytest
 import torch
 
 import puna
+from adapted import adapted
 from puna.checkpoint.merged import open_merged
 from puna.checkpoint.named import named_weights
 from puna.checkpoint.peft_write import write_adapter
 from puna.checkpoint.source import load_source, save
 from puna.engine.adapters import put_beside
 from puna.errors import PunaError
-from puna.model import Decoder
-from puna.model.adapt import Lora, attach, updates
+from puna.model.adapt import Lora, updates
 from puna.model.packing import pack
 from puna.model.quantized import plain
 from tiny import CONFIGS, decoder, token_ids
@@ -27,20 +27,6 @@ CASES = {
     "scout": Lora(rank=3, alpha=6, targets=("attention", "feed_forward", "experts", "router", "output")),
     "maverick": Lora(rank=2, alpha=3, targets=("experts",)),
 }
-
-
-def adapted(kind: str, lora: Lora) -> Decoder:
-    """A decoder with updates that are not zero."""
-    model = decoder(kind)
-    attach(model, lora, seed=3)
-    generator = torch.Generator().manual_seed(5)
-    with torch.no_grad():
-        for name, weight in model.named_parameters():
-            if name.endswith("lora_B"):
-                weight.copy_(torch.randn(weight.shape, generator=generator) * 0.2)
-            elif name.endswith("magnitude"):
-                weight.mul_(1.1)
-    return model
 
 
 @pytest.fixture(scope="module")

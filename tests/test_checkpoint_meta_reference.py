@@ -1,64 +1,22 @@
 """Meta's own model code, fed the same `consolidated.*.pth` by its own resharding and load hooks, against our reader."""
 
 import json
-import sys
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
-from typing import Any
 
 import pytest
 import torch
-from torch import nn
 
 import tiny
 from checkpoint_writers import write_meta
+from meta_reference import one_rank
 from puna.checkpoint import load_source, open_source
 
 pytest.importorskip("llama_models", reason="needs the package llama-models 0.3.0")
 torch.set_num_threads(1)
 
 
-class Linear(nn.Linear):
-    """fairscale's parallel linear on one rank."""
-
-    def __init__(self, width: int, out: int, bias: bool = False, **_: Any) -> None:
-        super().__init__(width, out, bias=bias)
-
-
-class Embedding(nn.Embedding):
-    """fairscale's parallel embedding on one rank."""
-
-    def __init__(self, count: int, width: int, **_: Any) -> None:
-        super().__init__(count, width)
-
-
-@pytest.fixture
-def one_rank(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Stand-ins for fairscale and for the one `.cuda()` in the reference."""
-    contents: dict[str, dict[str, Any]] = {
-        "fairscale": {},
-        "fairscale.nn": {},
-        "fairscale.nn.model_parallel": {},
-        "fairscale.nn.model_parallel.initialize": {
-            "get_model_parallel_world_size": lambda: 1,
-            "get_model_parallel_rank": lambda: 0,
-        },
-        "fairscale.nn.model_parallel.layers": {
-            "ColumnParallelLinear": Linear,
-            "RowParallelLinear": Linear,
-            "VocabParallelEmbedding": Embedding,
-        },
-        "fairscale.nn.model_parallel.mappings": {"reduce_from_model_parallel_region": lambda x: x},
-    }
-    modules = {name: ModuleType(name) for name in contents}
-    for name, module in modules.items():
-        module.__dict__.update(contents[name])
-        monkeypatch.setitem(sys.modules, name, module)
-        if "." in name:
-            parent, _, child = name.rpartition(".")
-            setattr(modules[parent], child, module)
-    monkeypatch.setattr(torch.Tensor, "cuda", lambda self, *_, **__: self)
+__all__ = ["one_rank"]  # the fixture
 
 
 @pytest.mark.parametrize("ranks", [1, 4])

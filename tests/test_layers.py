@@ -1,5 +1,7 @@
 """Layers in one call of the kernels give the bits of layers computed step by step."""
 
+import subprocess
+import sys
 from typing import Any
 
 import numpy as np
@@ -9,7 +11,7 @@ from torch import Tensor
 
 from puna.model import layers
 from puna.model.decoder import Block, Decoder
-from puna.model.native import kernels, release_threads
+from puna.model.native import kernels
 from puna.model.packing import pack
 from puna.model.paged import Batch, PagedPool, Span
 from tiny import CONFIGS, decoder
@@ -71,9 +73,19 @@ def test_an_exchanged_part_is_seen() -> None:
     assert torch.equal(passes(model, torch.float32, None)[0], before)
 
 
-def test_released_threads_come_back() -> None:
-    x = torch.randn(64, 512)
-    expected = x @ x.T
-    release_threads()
-    release_threads()
-    assert torch.equal(x @ x.T, expected)
+def test_threads_are_released_and_come_back() -> None:
+    script = (
+        "import os, time, torch\n"
+        "from puna.model.native import release_threads\n"
+        "torch.set_num_threads(2)\n"
+        "work = lambda: torch.ones(1 << 20).exp().sum()\n"
+        "count = lambda: len(os.listdir('/proc/self/task'))\n"
+        "expected, busy = work(), count()\n"
+        "release_threads()\n"
+        "end = time.monotonic() + 60\n"
+        "while count() >= busy and time.monotonic() < end: time.sleep(0.01)\n"
+        "assert count() < busy, (count(), busy)\n"
+        "assert work() == expected and count() == busy\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from adapted import adapted
 from puna.checkpoint.merged import open_merged
 from puna.checkpoint.peft import read_adapter
 from puna.checkpoint.peft_write import write_adapter
@@ -35,20 +36,6 @@ CASES = {
 
 def shapes_of(model: Decoder) -> dict[str, tuple[int, ...]]:
     return {name: tuple(weight.shape) for name, weight in model.state_dict().items()}
-
-
-def adapted(kind: str, lora: Lora) -> Decoder:
-    """A decoder with updates that are not zero."""
-    model = decoder(kind)
-    attach(model, lora, seed=3)
-    generator = torch.Generator().manual_seed(5)
-    with torch.no_grad():
-        for name, weight in model.named_parameters():
-            if name.endswith("lora_B"):
-                weight.copy_(torch.randn(weight.shape, generator=generator) * 0.2)
-            elif name.endswith("magnitude"):
-                weight.mul_(1 + 0.1 * torch.randn(weight.shape, generator=generator))
-    return model
 
 
 def base(kind: str) -> Any:

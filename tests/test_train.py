@@ -26,25 +26,9 @@ from puna.train.loss import IGNORED, linear_cross_entropy, token_losses
 from puna.train.optimizer import orthogonalised
 from test_cli_generate import Puna, run
 from tiny import LLAMA, decoder
-from training import CHAT, SETTINGS, make_work, new_tokenizer
+from training import CHAT, SETTINGS, cache, tokenizer, work
 
-__all__ = ["run"]  # the fixture
-
-
-@pytest.fixture(scope="module")
-def tokenizer() -> Tokenizer:
-    return new_tokenizer()
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tokenised data are kept in the test's own folder."""
-    monkeypatch.setenv("PUNA_CACHE", str(tmp_path / "cache"))
-
-
-@pytest.fixture(scope="module")
-def work(tmp_path_factory: pytest.TempPathFactory, tokenizer: Tokenizer) -> Path:
-    return make_work(tmp_path_factory.mktemp("train"), tokenizer)
+__all__ = ["cache", "run", "tokenizer", "work"]  # the fixtures
 
 
 def weights(folder: Path) -> bytes:

@@ -12,7 +12,6 @@ from torch import nn
 
 from puna.errors import PunaError
 from puna.model.feedforward import MixtureOfExperts
-from puna.text.tokenizer import Tokenizer
 from puna.train.config import checked_config, read_config
 from puna.train.loop import Evaluation, Progress
 from puna.train.method import Batch, Document, Example
@@ -24,25 +23,9 @@ from puna.train.session import Session
 from puna.train.watching import Events, keep
 from test_cli_generate import Puna, run
 from tiny import CONFIGS, decoder, token_ids
-from training import make_work, new_tokenizer
+from training import cache, tokenizer, work
 
-__all__ = ["run"]  # the fixture
-
-
-@pytest.fixture(scope="module")
-def tokenizer() -> Tokenizer:
-    return new_tokenizer()
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tokenised data are kept in the test's own folder."""
-    monkeypatch.setenv("PUNA_CACHE", str(tmp_path / "cache"))
-
-
-@pytest.fixture(scope="module")
-def work(tmp_path_factory: pytest.TempPathFactory, tokenizer: Tokenizer) -> Path:
-    return make_work(tmp_path_factory.mktemp("loop"), tokenizer)
+__all__ = ["cache", "run", "tokenizer", "work"]  # the fixtures
 
 
 def steps(parameters: dict[str, nn.Parameter], optimizer: Optimizer, gradients: list[dict[str, torch.Tensor]]) -> None:

@@ -1,11 +1,9 @@
 """Meta's own model code with a tower, its weights saved as Meta ships them, against our reader and our towers."""
 
 import json
-import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -15,6 +13,7 @@ from torch import Tensor, nn
 import seeing
 import tiny
 from checkpoint_writers import write_meta
+from meta_reference import one_rank
 from puna.checkpoint import load_source, open_source, save
 from puna.errors import PunaError
 from puna.model import Decoder
@@ -23,49 +22,7 @@ from puna.model.pictures import PassPictures
 pytest.importorskip("llama_models", reason="needs the package llama-models 0.3.0")
 
 
-class Linear(nn.Linear):
-    """fairscale's parallel linear on one rank."""
-
-    def __init__(self, width: int, out: int, bias: bool = True, **_: Any) -> None:
-        super().__init__(width, out, bias=bias)
-
-
-class Embedding(nn.Embedding):
-    """fairscale's parallel embedding on one rank."""
-
-    def __init__(self, count: int, width: int, **_: Any) -> None:
-        super().__init__(count, width)
-
-
-@pytest.fixture
-def one_rank(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Stand-ins for fairscale and for `.cuda()` in the reference."""
-    contents: dict[str, dict[str, Any]] = {
-        "fairscale": {},
-        "fairscale.nn": {},
-        "fairscale.nn.model_parallel": {},
-        "fairscale.nn.model_parallel.initialize": {
-            "get_model_parallel_world_size": lambda: 1,
-            "get_model_parallel_rank": lambda: 0,
-        },
-        "fairscale.nn.model_parallel.layers": {
-            "ColumnParallelLinear": Linear, "RowParallelLinear": Linear, "VocabParallelEmbedding": Embedding,
-        },
-        "fairscale.nn.model_parallel.mappings": {"reduce_from_model_parallel_region": lambda x: x},
-    }  # fmt: skip
-    modules = {name: ModuleType(name) for name in contents}
-    for name, module in modules.items():
-        module.__dict__.update(contents[name])
-        monkeypatch.setitem(sys.modules, name, module)
-        if "." in name:
-            parent, _, child = name.rpartition(".")
-            setattr(modules[parent], child, module)
-    monkeypatch.setattr(torch.Tensor, "cuda", lambda self, *_, **__: self)
-    for name in [name for name in sys.modules if name.startswith("llama_models.llama")]:
-        monkeypatch.delitem(sys.modules, name)  # an earlier test's, with stand-ins of its own
-    transform = ModuleType("llama_models.llama3.multimodal.image_transform")  # needs torchvision
-    transform.__dict__["VariableSizeImageTransform"] = lambda **_: print
-    monkeypatch.setitem(sys.modules, transform.__name__, transform)
+__all__ = ["one_rank"]  # the fixture
 
 
 def write_ranks(folder: Path, state: dict[str, Tensor], ranks: int, axis: Callable[[str], int | None]) -> None:
@@ -96,7 +53,7 @@ def test_llama4_tower(ranks: int, tmp_path: Path) -> None:
             "n_heads": 2, "mlp_ratio": 4.0, "output_dim": 24, "pixel_shuffle_ratio": 0.5}  # fmt: skip
     sizes = {key: Size(**args[key]) for key in ("image_size", "patch_size")}
     reference = VisionEmbeddings(VisionArgs(**args | sizes)).float()
-    projection = Linear(24, 32, bias=False)
+    projection = nn.Linear(24, 32, bias=False)
     seeing.randomise(reference)
     seeing.randomise(projection)
     write_meta(tmp_path, tiny.decoder("scout"), ranks)
@@ -133,7 +90,7 @@ def reference32(monkeypatch: pytest.MonkeyPatch, ids: int) -> tuple[Any, dict[st
               "vision_chunk_size": 28, "vision_max_num_chunks": 4, "vision_num_cross_attention_layers": 2,
               "norm_eps": 1e-5}  # fmt: skip
     model = code.CrossAttentionTransformer(ModelArgs(**params))
-    model.vision_model.vision_projection = Linear(6 * 32, 32)
+    model.vision_model.vision_projection = nn.Linear(6 * 32, 32)
     seeing.randomise(model)
     model.setup_cache(1, torch.device("cpu"), torch.float32)
     return model.eval(), params

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import yaml
 
@@ -53,3 +54,19 @@ def make_work(folder: Path, tokenizer: Tokenizer) -> Path:
     lines(folder / "chats.jsonl", [{"messages": CHAT}] * 6)
     (folder / "run.yaml").write_text(yaml.safe_dump(SETTINGS))
     return folder
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return new_tokenizer()
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tokenised data are kept in the test's own folder."""
+    monkeypatch.setenv("PUNA_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory, tokenizer: Tokenizer) -> Path:
+    return make_work(tmp_path_factory.mktemp("train"), tokenizer)

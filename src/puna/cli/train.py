@@ -21,12 +21,7 @@ def train(
 
     Example: puna train my-shape --data articles.jsonl --out runs/first --steps 200
     """
-    from puna.cli.training import run_training, settings, show_plan
+    from puna.cli.training import plan_or_run, settings
 
     read, folder = settings(config, data, None, steps=steps, seed=seed)
-    if dry_run:
-        show_plan(base, read, folder, as_json)
-    elif out is None:
-        raise typer.BadParameter("a run needs a folder to write to (--dry-run none)", param_hint="--out")
-    else:
-        run_training(base, read, folder, out, resume)
+    plan_or_run(base, read, folder, out, resume=resume, dry_run=dry_run, as_json=as_json)

@@ -6,6 +6,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
@@ -48,6 +49,17 @@ def settings(config: Path | None, data: Path, method: str | None, preset: Mappin
     if not inside and files != {data.name}:
         raise PunaError(f"--data is one file, but {config} names {', '.join(sorted(files))}: give their folder")
     return read, data if inside else data.parent
+
+
+def plan_or_run(base: Path, config: "TrainConfig", folder: Path, out: Path | None, *, resume: bool, dry_run: bool,
+                as_json: bool) -> None:  # fmt: skip
+    """What a training command does with its configuration: the plan of a dry run, or the run."""
+    if dry_run:
+        show_plan(base, config, folder, as_json)
+    elif out is None:
+        raise typer.BadParameter("a run needs a folder to write to (--dry-run none)", param_hint="--out")
+    else:
+        run_training(base, config, folder, out, resume)
 
 
 def run_training(base: Path, config: "TrainConfig", folder: Path, out: Path, resume: bool) -> None:

@@ -37,13 +37,8 @@ def tune(
 
     Example: puna tune cria --data chats.jsonl --out runs/mine --steps 100
     """
-    from puna.cli.training import run_training, settings, show_plan
+    from puna.cli.training import plan_or_run, settings
 
     preset = PRESET if config is None else {"method": "lora"}
     read, folder = settings(config, data, method.value if method else None, preset, steps=steps, seed=seed)
-    if dry_run:
-        show_plan(base, read, folder, as_json)
-    elif out is None:
-        raise typer.BadParameter("a run needs a folder to write to (--dry-run none)", param_hint="--out")
-    else:
-        run_training(base, read, folder, out, resume)
+    plan_or_run(base, read, folder, out, resume=resume, dry_run=dry_run, as_json=as_json)
