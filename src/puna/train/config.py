@@ -31,6 +31,32 @@ class Stage(_Strict):
     sources: list[Source] = Field(min_length=1)
 
 
+class MeshConfig(_Strict):
+    """How several processes (torchrun) share a run: `data` groups train on other passes, and each group's `tensor`
+    processes split the matrices, and their experts `expert` ways."""
+
+    data: int | None = Field(None, ge=1)  # None: as many as there are processes for
+    tensor: int = Field(1, ge=1)
+    expert: int = Field(1, ge=1)
+
+    def data_groups(self, processes: int) -> int:
+        """How many data groups that many processes make. Raises PunaError naming the size that doesn't fit."""
+        if self.tensor % self.expert:
+            raise PunaError(f"mesh.expert: {self.expert} doesn't divide mesh.tensor, {self.tensor}; mend one of them")
+        if processes % self.tensor:
+            raise PunaError(
+                f"mesh.tensor: {processes} process{'es' * (processes > 1)} can't be dealt to groups of {self.tensor}; "
+                "start torchrun with a multiple, or mend mesh.tensor"
+            )
+        groups = processes // self.tensor
+        if self.data is not None and self.data != groups:
+            raise PunaError(
+                f"mesh.data: {self.data} groups of {self.tensor} need {self.data * self.tensor} processes, but "
+                f"{processes} run; start torchrun with --nproc-per-node {self.data * self.tensor}, or leave data out"
+            )
+        return groups
+
+
 class TrainConfig(_Strict):
     """A run of any method. Rates are of the peak; tokens a step = `batch_tokens`."""
 
@@ -43,6 +69,7 @@ class TrainConfig(_Strict):
     separate: bool = True  # documents of a row don't see each other
     dtype: Literal["bfloat16", "float32"] = "bfloat16"  # of weights and activations; masters are float32 always
     device: str | None = None  # None: the GPU where there is one
+    mesh: MeshConfig = MeshConfig.model_validate({})  # of several processes
     recompute: bool = False  # activations again in the backward pass, in place of keeping them
     optimizer: Literal["muon", "adamw"] | None = None  # None: the method's
     rate: float | None = Field(None, gt=0)  # AdamW's for all parameters; None: the method's
@@ -72,7 +99,7 @@ class TrainConfig(_Strict):
     def order(self) -> dict[str, Any]:
         """What decides which rows each step sees, and what it makes of them: a resumed run must have the same."""
         return self.model_dump(
-            exclude={"save_every", "evaluate_every", "heldout", "micro_tokens", "recompute", "device"}
+            exclude={"save_every", "evaluate_every", "heldout", "micro_tokens", "recompute", "device", "mesh"}
         )
 
     def schedule(self, step: int) -> float:
@@ -119,7 +146,7 @@ def checked_config(values: dict[str, Any], where: str) -> TrainConfig:
 def _problem(found: Any) -> str:
     """One of pydantic's findings, in the words of a user. The depth of a field tells what it belongs to."""
     if found["type"] == "extra_forbidden":
-        owners: dict[int, type[_Strict]] = {1: TrainConfig, 3: Stage}
+        owners: dict[int, type[_Strict]] = {1: TrainConfig, 2: MeshConfig, 3: Stage}
         owner = owners.get(len(found["loc"]), Source)
         return f"no such field; take it out, or use one of {', '.join(owner.model_fields)}"
     words = str(found["msg"]).removeprefix("Value error, ")
