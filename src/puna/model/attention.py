@@ -19,14 +19,18 @@ class Attention(nn.Module):
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
         self.head_dim = config.head_dim
-        self.rotary = Rotary.of(config, layer)
-        self.chunk = config.chunk(layer)
+        self.read_as(config, layer)
         width, kv_width = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
         self.q_proj: nn.Module = Linear(config.hidden_size, width)
         self.k_proj: nn.Module = Linear(config.hidden_size, kv_width)
         self.v_proj: nn.Module = Linear(config.hidden_size, kv_width)
         self.o_proj: nn.Module = Linear(width, config.hidden_size)
         self.qkv_proj: nn.Module | None = None
+
+    def read_as(self, config: ModelConfig, layer: int) -> None:
+        """What the layer does with positions, and how far it sees."""
+        self.rotary = Rotary.of(config, layer)
+        self.chunk = config.chunk(layer)
 
     def fuse(self, qkv_proj: nn.Module, rows: list[int]) -> None:
         """One product for all three projections, whose outputs are so many `rows` of it, in place of theirs."""

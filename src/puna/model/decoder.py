@@ -29,6 +29,7 @@ from puna.model.pictures import (
     SequencePictures,
     check_pictures,
 )
+from puna.model.ranks import VocabularyPart
 from puna.model.rope import Positions, inverse_frequencies
 from puna.model.vision_llama4 import Llama4Sight
 from puna.model.vision_llama32 import Llama32Sight
@@ -72,6 +73,7 @@ class Decoder(nn.Module):
         elif isinstance(config.vision, Llama32Vision):
             self.vision = Llama32Sight(config.vision, config.hidden_size)
             self.cross_layers = nn.ModuleList(CrossBlock(config) for _ in config.vision.cross_attention_before)
+        self.vocabulary: VocabularyPart | None = None  # of a decoder that holds some rows of embedding and output
         self._passes = Layers(self.layers)
         self._frequencies: Tensor | None = None
 
@@ -100,6 +102,15 @@ class Decoder(nn.Module):
         """Of each layer with experts, by its number: how many tokens every expert has served so far."""
         mixtures = ((at, block.get_submodule("feed_forward")) for at, block in enumerate(self.layers))
         return {at: mixture.load_E.tolist() for at, mixture in mixtures if isinstance(mixture, MixtureOfExperts)}
+
+    def read_as(self, config: ModelConfig) -> None:
+        """Read on with another config's context: its positions, chunks and attention temperature. All else is as it
+        was: `config` differs in nothing that weights depend on."""
+        self.config, self._frequencies = config, None
+        for at, block in enumerate(self.layers):
+            attention = block.get_submodule("self_attn")
+            assert isinstance(attention, Attention)
+            attention.read_as(config, at)
 
     def new_cache(self) -> Cache:
         """An empty cache for one batch of equally long rows."""

@@ -7,6 +7,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from puna.errors import PunaError
+from puna.train.context import ContextConfig, TemperatureConfig
 
 
 class _Strict(BaseModel):
@@ -70,6 +71,7 @@ class TrainConfig(_Strict):
     dtype: Literal["bfloat16", "float32"] = "bfloat16"  # of weights and activations; masters are float32 always
     device: str | None = None  # None: the GPU where there is one
     mesh: MeshConfig = MeshConfig.model_validate({})  # of several processes
+    context: ContextConfig | None = None  # longer than the base's; None: as the base has it
     recompute: bool = False  # activations again in the backward pass, in place of keeping them
     optimizer: Literal["muon", "adamw"] | None = None  # None: the method's
     rate: float | None = Field(None, gt=0)  # AdamW's for all parameters; None: the method's
@@ -144,10 +146,13 @@ def checked_config(values: dict[str, Any], where: str) -> TrainConfig:
 
 
 def _problem(found: Any) -> str:
-    """One of pydantic's findings, in the words of a user. The depth of a field tells what it belongs to."""
+    """One of pydantic's findings, in the words of a user. Where it begins and how deep it is tells its owner."""
     if found["type"] == "extra_forbidden":
-        owners: dict[int, type[_Strict]] = {1: TrainConfig, 2: MeshConfig, 3: Stage}
-        owner = owners.get(len(found["loc"]), Source)
+        owners: dict[tuple[str, int], type[BaseModel]] = {
+            ("mesh", 2): MeshConfig, ("context", 2): ContextConfig, ("context", 3): TemperatureConfig,
+            ("stages", 3): Stage, ("stages", 5): Source,
+        }  # fmt: skip
+        owner = owners.get((found["loc"][0], len(found["loc"])), TrainConfig)
         return f"no such field; take it out, or use one of {', '.join(owner.model_fields)}"
     words = str(found["msg"]).removeprefix("Value error, ")
     return words[:1].lower() + words[1:]

@@ -35,6 +35,14 @@ class Rows:
     def __len__(self) -> int:
         return len(self.starts) - 1
 
+    @property
+    def spans(self) -> Ints:
+        """Predictions of every document as passes see it."""
+        if self.whole:
+            return np.maximum(self.source.lengths - 1, 0)
+        sizes = self.pieces[:, 2] - self.pieces[:, 1]
+        return np.maximum((sizes if self.separate else np.add.reduceat(sizes, self.starts[:-1])) - 1, 0)
+
     def examples(self, row: int) -> list[Example]:
         """A row's, in order: each piece by itself, or all as one document where documents see each other."""
         pieces = self.pieces[self.starts[row] : self.starts[row + 1]].tolist()

@@ -18,6 +18,7 @@ from puna.text.tokenizer import Tokenizer, load_tokenizer
 from puna.train.card import write_card
 from puna.train.checkpoint import RunFolder
 from puna.train.config import TrainConfig
+from puna.train.context import context_notes, extended
 from puna.train.curves import draw_curves
 from puna.train.evaluate import heldout_bits
 from puna.train.initialise import initialise
@@ -60,9 +61,7 @@ def train(
         begun = time.time()
         if config.heldout:
             evaluations = (*evaluations, heldout_bits(data / config.heldout))
-        session = Session.of(model, tokenizer, config, data, cache_folder())
-        for sentence in session.order.notes():
-            note(sentence)
+        session = _opened(model, tokenizer, config, data, note)
         tokens = run(session, folder, evaluations, report, note)
         model.eval()
         session.routing.remove()
@@ -86,10 +85,23 @@ def plan(base: Path, config: TrainConfig, data: Path, note: Callable[[str], None
     model, tokenizer, _ = open_base(_named(base)[1], config)
     if config.heldout:
         heldout_bits(data / config.heldout)
+    return make_plan(_opened(model, tokenizer, config, data, note))
+
+
+def _opened(
+    model: Decoder, tokenizer: Tokenizer, config: TrainConfig, data: Path, note: Callable[[str], None]
+) -> Session:
+    """The run in memory, its model with the context that the run is for, and what there is to say of both."""
+    before = model.config
+    if config.context is not None:
+        model.read_as(extended(before, config.context))
     session = Session.of(model, tokenizer, config, data, cache_folder())
     for sentence in session.order.notes():
         note(sentence)
-    return make_plan(session)
+    if model.config != before:
+        for sentence in context_notes(before, model.config, session.order.stages):
+            note(sentence)
+    return session
 
 
 def check_files(config: TrainConfig, data: Path) -> None:
