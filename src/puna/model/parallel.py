@@ -6,7 +6,6 @@ Legend: B batch, S sequence, D model width, V vocabulary, C (token, expert) choi
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -14,39 +13,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from puna.errors import PunaError
-from puna.family.sharding import Sharding, part
+from puna.family.sharding import Range, Sharding, part
 from puna.model.decoder import Decoder
 from puna.model.feedforward import Experts, MixtureOfExperts
 from puna.model.linear import Embedding, Linear
-
-
-@dataclass(frozen=True)
-class Ranks:
-    """Processes that work together: this one's number among them, and how they reach each other."""
-
-    rank: int
-    size: int
-    group: Any = None  # a torch.distributed group; None: all processes
-
-    def gather(self, x: Tensor) -> list[Tensor]:
-        """Everyone's `x` (alike in shape and dtype), in order of rank."""
-        everyone = [torch.empty_like(x) for _ in range(self.size)]
-        dist.all_gather(everyone, x.contiguous(), group=self.group)
-        return everyone
-
-    def sum(self, x: Tensor) -> Tensor:
-        """The sum of everyone's `x`, added in order of rank in float32 at least, then x's dtype.
-
-        A ring's all-reduce adds each part of the buffer in an order of its own, so with three ranks or more a row's
-        bits would depend on the rows beside it. Gathering keeps one order, and costs the same bytes for two ranks.
-        """
-        if self.size == 1:
-            return x
-        first, *others = self.gather(x)
-        total = first.to(torch.promote_types(x.dtype, torch.float32))
-        for other in others:
-            total = total + other
-        return total.to(x.dtype)
+from puna.model.ranks import Ranks, VocabularyPart
 
 
 @dataclass(frozen=True)
@@ -88,19 +59,28 @@ def local_decoder(sharding: Sharding, rank: int) -> Decoder:
             decoder.lm_head = Linear(config.hidden_size, sharding.shape("lm_head.weight", rank)[0])
         for layer in config.moe_layers:
             count, inner, width = sharding.shape(f"layers.{layer}.feed_forward.experts.down_proj", rank)
-            _moe(decoder, layer).experts = Experts(count, width, inner)
+            moe_of(decoder, layer).experts = Experts(count, width, inner)
     return decoder
 
 
 def connect(decoder: Decoder, share: Share) -> None:
-    """Join a filled local decoder with the other ranks': from now on its logits are the whole model's, on every rank.
+    """Join a filled local decoder with the other ranks': from now on its logits are the whole model's, everywhere."""
+    join_parts(decoder, share)
+    for layer in share.sharding.config.moe_layers:
+        moe = moe_of(decoder, layer)
+        moe.set_submodule("experts", LocalExperts(moe.experts, share.sharding.experts(share.rank)))
+
+
+def join_parts(decoder: Decoder, share: Share) -> None:
+    """All of `connect` but for the routed experts, which still serve only rows of their own.
 
     Hooks stand at the outputs of attention and feed-forward, where the partial sums are complete, so that linear
     layers of any kind may lie inside.
     """
     peers, everyone = share.peers, share.everyone
-    decoder.register_forward_pre_hook(lambda _, args: _check_in_step(args[0], everyone))
-    rows = VocabularyRows(part(share.sharding.config.vocab_size, peers.size, peers.rank), peers)
+    decoder.register_forward_pre_hook(lambda _, args: check_in_step(args[0], everyone))
+    decoder.vocabulary = VocabularyPart(*part(share.sharding.config.vocab_size, peers.size, peers.rank), peers)
+    rows = VocabularyRows(decoder.vocabulary)
     decoder.embed_tokens.register_forward_pre_hook(rows.before)
     decoder.embed_tokens.register_forward_hook(rows.after)
     for layer in range(len(decoder.layers)):
@@ -109,8 +89,7 @@ def connect(decoder: Decoder, share: Share) -> None:
             feed_forward = decoder.get_submodule(f"layers.{layer}.feed_forward")
             feed_forward.register_forward_hook(lambda _, __, out: peers.sum(out))
             continue
-        moe = _moe(decoder, layer)
-        moe.set_submodule("experts", LocalExperts(moe.experts, share.sharding.experts(share.rank)))
+        moe = moe_of(decoder, layer)
         moe.register_forward_hook(lambda _, __, out: everyone.sum(out))
         if share.sharding.mesh.replica(share.rank):  # only the first copy's shared expert enters the sum
             moe.shared_expert.register_forward_hook(lambda _, __, out: torch.zeros_like(out))
@@ -129,45 +108,49 @@ def gather_logits(part_BSV: Tensor, share: Share) -> Tensor:
 class VocabularyRows:
     """Hooks of an embedding that holds some of the rows: the others' come from their ranks, by a sum with zeros."""
 
-    def __init__(self, rows: tuple[int, int], ranks: Ranks) -> None:
-        self.first, self.last = rows
-        self.ranks = ranks
+    def __init__(self, vocabulary: VocabularyPart) -> None:
+        self.vocabulary = vocabulary
         self._mine = torch.empty(0, dtype=torch.bool)  # which tokens of the pass in progress are this rank's
 
     def before(self, _: nn.Module, args: tuple[Tensor]) -> Tensor:
         """Local row numbers; 0 in place of other ranks' tokens."""
-        (token_ids,) = args
-        self._mine = (token_ids >= self.first) & (token_ids < self.last)
-        return (token_ids - self.first).where(self._mine, 0)
+        rows, self._mine = self.vocabulary.local(args[0])
+        return rows
 
     def after(self, _: nn.Module, __: tuple[Tensor], out: Tensor) -> Tensor:
         """Everyone's rows."""
-        return self.ranks.sum(out * self._mine[..., None])
+        return self.vocabulary.ranks.sum(out * self._mine[..., None])
 
 
 class LocalExperts(nn.Module):
     """Some of the routed experts. Rows come sorted by expert, so this rank's are one run; the others give zeros."""
 
-    def __init__(self, local: nn.Module, experts: tuple[int, int]) -> None:
+    def __init__(self, local: nn.Module, experts: Range) -> None:
         super().__init__()
         self.local, self.experts = local, experts
 
     def forward(self, x_CD: Tensor, counts: list[int]) -> Tensor:
-        first, last = self.experts
-        start, stop = sum(counts[:first]), sum(counts[:last])
+        start, stop = rows_of(self.experts, counts)
         out_CD = torch.zeros_like(x_CD)
         if stop > start:
-            out_CD[start:stop] = self.local(x_CD[start:stop], counts[first:last])
+            out_CD[start:stop] = self.local(x_CD[start:stop], counts[slice(*self.experts)])
         return out_CD
 
 
-def _moe(decoder: Decoder, layer: int) -> MixtureOfExperts:
+def rows_of(experts: Range, counts: list[int]) -> Range:
+    """The run of rows, sorted by expert with `counts` of each, that some experts serve."""
+    first, last = experts
+    return sum(counts[:first]), sum(counts[:last])
+
+
+def moe_of(decoder: Decoder, layer: int) -> MixtureOfExperts:
+    """A layer's mixture of experts."""
     moe = decoder.layers[layer].feed_forward
     assert isinstance(moe, MixtureOfExperts)
     return moe
 
 
-def _check_in_step(token_ids_BS: Tensor, everyone: Ranks) -> None:
+def check_in_step(token_ids_BS: Tensor, everyone: Ranks) -> None:
     """Ranks that compute different tokens would give wrong answers without a sign: raise on all of them instead."""
     ids = token_ids_BS.flatten().to(torch.int64)
     places = torch.arange(1, len(ids) + 1, device=ids.device)

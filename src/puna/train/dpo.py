@@ -112,7 +112,7 @@ class DPO:
 
 def answers(model: Decoder, batch: Batch) -> tuple[Tensor, Tensor]:
     """Of each document of a pass: the log-probability of its tokens that carry loss, and how many these are."""
-    losses_N = token_losses(batch.states(model), model.head_weight, batch.targets_N)
+    losses_N = token_losses(batch.states(model), model.head_weight, batch.targets_N, model.vocabulary)
     counted_N = (batch.targets_N != IGNORED).float()
     parts = zip(losses_N.split(list(batch.lengths)), counted_N.split(list(batch.lengths)), strict=True)
     sums = [(-losses.sum(), counted.sum()) for losses, counted in parts]

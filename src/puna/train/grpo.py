@@ -137,7 +137,7 @@ class GRPO:
 
     @staticmethod
     def _logprobs(model: Decoder, batch: Batch) -> Tensor:
-        return -token_losses(batch.states(model), model.head_weight, batch.targets_N)
+        return -token_losses(batch.states(model), model.head_weight, batch.targets_N, model.vocabulary)
 
     def _answer(self, model: Decoder, tokenizer: Tokenizer, examples: list[Example],
                 step: int) -> list[list[Answer]]:  # fmt: skip

@@ -87,7 +87,7 @@ class Adapters:
     def save(self, finished: Finished, folder: Path) -> None:
         """An adapter as PEFT loads it."""
         model = finished.model
-        write_adapter(folder, updates(model), self.lora, model.config, finished.base)
+        write_adapter(folder, updates(model), self.lora, model.config, finished.base, finished.extended)
 
 
 class AllWeights:
@@ -157,7 +157,7 @@ class LoRATuning:
     def loss(self, model: Decoder, batch: Batch) -> Loss:
         """Cross-entropy in nats, summed over the tokens that carry loss."""
         self.adapters.begin_pass(model)
-        return Loss(linear_cross_entropy(batch.states(model), model.head_weight, batch.targets_N))
+        return Loss(linear_cross_entropy(batch.states(model), model.head_weight, batch.targets_N, model.vocabulary))
 
     def save(self, finished: Finished, folder: Path) -> None:
         """An adapter as PEFT loads it."""

@@ -1,4 +1,7 @@
-"""Next-token cross-entropy that never holds all logits. Legend: N tokens, D model width, V vocabulary."""
+"""Next-token cross-entropy that never holds all logits; over several processes, each has its part of the vocabulary.
+
+Legend: N tokens, R rows of a block, D model width, V vocabulary (of a process's part: its rows).
+"""
 
 from collections.abc import Iterator
 from typing import Any
@@ -8,17 +11,32 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from puna.model.differentiable import FILL
+from puna.model.ranks import VocabularyPart
 
 IGNORED = -100  # a target that carries no loss, as in PyTorch and transformers
 ROWS = 512  # rows of logits held at once: few enough to stay in a CPU's cache
 
 
-def _blocks(x_ND: Tensor, targets_N: Tensor) -> Iterator[tuple[slice, int, Tensor, Tensor]]:
-    """Places, their number, states and targets [R, 1] of so many rows at a time, filled up with zeros to few sizes."""
+def _blocks(
+    x_ND: Tensor, targets_N: Tensor, part: VocabularyPart | None
+) -> Iterator[tuple[slice, int, Tensor, Tensor, Tensor]]:
+    """Places, their number, states, targets [R, 1] and whether these are this process's [R, 1] (float32) of so many
+    rows at a time, filled up with zeros to few sizes."""
     for start in range(0, len(x_ND), ROWS):
         x, targets = x_ND[start : start + ROWS], targets_N[start : start + ROWS]
         spare = -len(x) % FILL
-        yield slice(start, start + len(x)), len(x), F.pad(x, (0, 0, 0, spare)), F.pad(targets, (0, spare))[:, None]
+        index_R1 = F.pad(targets, (0, spare))[:, None]
+        index_R1, mine = part.local(index_R1) if part else (index_R1, torch.ones_like(index_R1))
+        yield slice(start, start + len(x)), len(x), F.pad(x, (0, 0, 0, spare)), index_R1, mine.float()
+
+
+def _log_softmax(logits_RV: Tensor, part: VocabularyPart | None) -> Tensor:
+    """Over the whole vocabulary, of this process's part of it, in float32."""
+    if part is None:
+        return logits_RV.log_softmax(-1, dtype=torch.float32)
+    logits_RV = logits_RV.float()
+    logits_RV = logits_RV.sub_(part.ranks.largest(logits_RV.amax(-1, keepdim=True)))
+    return logits_RV.sub_(part.ranks.sum(logits_RV.exp().sum(-1, keepdim=True)).log_())
 
 
 def _only_counted(x_ND: Tensor, targets_N: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -39,18 +57,18 @@ class _LinearCrossEntropy(torch.autograd.Function):
     """sum(cross_entropy(x @ weight.T, targets)) with gradients made in the same pass, block by block."""
 
     @staticmethod
-    def forward(ctx: Any, x_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:
+    def forward(ctx: Any, x_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, part: VocabularyPart | None) -> Tensor:
         total = torch.zeros((), dtype=torch.float32, device=x_ND.device)
         x_all, targets_all, places = _only_counted(x_ND, targets_N)
         x_grad = torch.empty_like(x_all) if ctx.needs_input_grad[0] else None
         weight_grad = torch.zeros_like(weight_VD, dtype=torch.float32) if ctx.needs_input_grad[1] else None
-        for place, rows, x, index in _blocks(x_all, targets_all):
-            log_probs = (x @ weight_VD.T).log_softmax(-1, dtype=torch.float32)
-            total -= log_probs.gather(1, index)[:rows].sum()
+        for place, rows, x, index, mine in _blocks(x_all, targets_all, part):
+            log_probs = _log_softmax(x @ weight_VD.T, part)
+            total -= (log_probs.gather(1, index) * mine)[:rows].sum()
             if x_grad is None and weight_grad is None:
                 continue
             errors = log_probs.exp_()
-            errors.scatter_add_(1, index, torch.full_like(index, -1, dtype=errors.dtype))
+            errors.scatter_add_(1, index, -mine)
             errors = errors.to(x.dtype)
             errors[rows:] = 0
             if x_grad is not None:
@@ -61,21 +79,25 @@ class _LinearCrossEntropy(torch.autograd.Function):
             None if x_grad is None else _spread(x_grad, places, len(x_ND)),
             None if weight_grad is None else weight_grad.to(weight_VD.dtype),
         )
-        return total
+        return part.ranks.sum(total) if part else total
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
         scaled = [None if saved is None else saved * grads[0].to(saved.dtype) for saved in ctx.saved_tensors]
-        return scaled[0], scaled[1], None
+        return scaled[0], scaled[1], None, None
 
 
-def linear_cross_entropy(x_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:
+def linear_cross_entropy(
+    x_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, part: VocabularyPart | None = None
+) -> Tensor:
     """Summed next-token loss in nats, float32 scalar, of states [N, D] under an output matrix [V, D].
 
     Targets equal to `IGNORED` count nothing. The caller divides by the number of counted tokens of the whole step, so
-    that any split into micro-batches gives the same gradient.
+    that any split into micro-batches gives the same gradient. part: whose rows of the vocabulary the matrix has
+    (`Decoder.vocabulary`), where processes split it: each of them gives the same loss.
     """
-    loss: Tensor = _LinearCrossEntropy.apply(x_ND, weight_VD, targets_N)
+    states = part.ranks.share(x_ND) if part else x_ND
+    loss: Tensor = _LinearCrossEntropy.apply(states, weight_VD, targets_N, part)
     return loss
 
 
@@ -83,25 +105,27 @@ class _TokenLosses(torch.autograd.Function):
     """cross_entropy(x @ weight.T, targets) of each token; the backward pass makes the logits again."""
 
     @staticmethod
-    def forward(ctx: Any, x_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:
+    def forward(ctx: Any, x_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, part: VocabularyPart | None) -> Tensor:
         x_all, targets_all, places = _only_counted(x_ND, targets_N)
         losses = torch.zeros(len(x_all), dtype=torch.float32, device=x_ND.device)
-        for place, rows, x, index in _blocks(x_all, targets_all):
-            log_probs = (x @ weight_VD.T).log_softmax(-1, dtype=torch.float32)
-            losses[place] = -log_probs.gather(1, index)[:rows, 0]
+        for place, rows, x, index, mine in _blocks(x_all, targets_all, part):
+            log_probs = _log_softmax(x @ weight_VD.T, part)
+            losses[place] = -(log_probs.gather(1, index) * mine)[:rows, 0]
+        ctx.part = part
         ctx.save_for_backward(x_ND, weight_VD, targets_N)
+        losses = part.ranks.sum(losses) if part else losses
         return _spread(losses, places, len(x_ND))
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
         x_ND, weight_VD, targets_N = ctx.saved_tensors
         x_all, targets_all, places = _only_counted(x_ND, targets_N)
         scale = grads[0] if places is None else grads[0][places]
         x_grad = torch.empty_like(x_all)
         weight_grad = torch.zeros_like(weight_VD, dtype=torch.float32) if ctx.needs_input_grad[1] else None
-        for place, rows, x, index in _blocks(x_all, targets_all):
-            errors = (x @ weight_VD.T).softmax(-1, dtype=torch.float32)
-            errors.scatter_add_(1, index, torch.full_like(index, -1, dtype=errors.dtype))
+        for place, rows, x, index, mine in _blocks(x_all, targets_all, ctx.part):
+            errors = _log_softmax(x @ weight_VD.T, ctx.part).exp_()
+            errors.scatter_add_(1, index, -mine)
             errors[:rows].mul_(scale[place, None])
             errors[rows:] = 0
             errors = errors.to(x.dtype)
@@ -112,11 +136,13 @@ class _TokenLosses(torch.autograd.Function):
             _spread(x_grad, places, len(x_ND)),
             None if weight_grad is None else weight_grad.to(weight_VD.dtype),
             None,
+            None,
         )
 
 
-def token_losses(x_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:
+def token_losses(x_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, part: VocabularyPart | None = None) -> Tensor:
     """Each token's loss in nats, float32 [N], zero where the target is `IGNORED`: for losses that weigh tokens by more
-    than whether they count (preferences, rewards)."""
-    losses: Tensor = _TokenLosses.apply(x_ND, weight_VD, targets_N)
+    than whether they count (preferences, rewards). part: as in `linear_cross_entropy`."""
+    states = part.ranks.share(x_ND) if part else x_ND
+    losses: Tensor = _TokenLosses.apply(states, weight_VD, targets_N, part)
     return losses

@@ -50,7 +50,7 @@ class Pretrain:
 
     def loss(self, model: Decoder, batch: Batch) -> Loss:
         """Cross-entropy in nats, summed over the tokens that carry loss."""
-        return Loss(linear_cross_entropy(batch.states(model), model.head_weight, batch.targets_N))
+        return Loss(linear_cross_entropy(batch.states(model), model.head_weight, batch.targets_N, model.vocabulary))
 
     def save(self, finished: Finished, folder: Path) -> None:
         """A checkpoint that loads like any other."""
