@@ -71,7 +71,7 @@ def _common(fields: Fields, theta: float, eps: float) -> dict[str, Any]:
             raise fields.error(key, "is true: weights with biases are not supported; no released Llama has them")
     if fields.text("hidden_act", "silu") != "silu":
         raise fields.error("hidden_act", f"is {fields.text('hidden_act')!r}; only 'silu' is supported")
-    rope_theta, scaling = _rope(fields, theta)
+    rope_theta, scaling = read_rope(fields, theta)
     return {
         "vocab_size": fields.integer("vocab_size"),
         "hidden_size": fields.integer("hidden_size"),
@@ -176,8 +176,9 @@ def _chunk_size(fields: Fields, nope: tuple[int, ...], layers: int) -> int | Non
     return size
 
 
-def _rope(fields: Fields, default_theta: float) -> tuple[float, RopeScaling | None]:
-    """Theta and scaling. `rope_scaling`, where both spellings stand, wins as in transformers."""
+def read_rope(fields: Fields, default_theta: float) -> tuple[float, RopeScaling | None]:
+    """Theta and scaling of a config.json. `rope_scaling`, where both spellings stand, wins as in transformers. Raises
+    PunaError for other kinds of scaling."""
     new, old = fields.section("rope_parameters"), fields.section("rope_scaling")
     section = old if old is not None and old.values else new
     theta = fields.number("rope_theta", default_theta)

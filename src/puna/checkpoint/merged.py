@@ -1,5 +1,6 @@
 """A checkpoint with an adapter's updates added to its weights, one tensor at a time, as any other source."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -28,9 +29,15 @@ class MergedSource:
         self.generation: GenerationDefaults = base.generation
         self.packed_notes = base.packed_notes
         untied = base.config.tie_word_embeddings and HEAD in adapter.updates
-        self.config: ModelConfig = base.config.with_(tie_word_embeddings=False) if untied else base.config
+        self.config: ModelConfig = adapter.config.with_(tie_word_embeddings=False) if untied else adapter.config
         self._untied = untied
         self.notes = (*base.notes, *([f"{HEAD} is no longer the embedding: the adapter changes it."] if untied else ()))
+
+    def bare(self) -> Source:
+        """The base without the updates, in the context that these were trained for."""
+        if self.adapter.config == self.base.config:
+            return self.base
+        return MergedSource(self.base, replace(self.adapter, path=self.base.path, updates={}))
 
     def tokenizer(self) -> Tokenizer | None:
         """See `Source.tokenizer`."""

@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from puna.checkpoint.hf_context import KEY, read_context
 from puna.checkpoint.safetensors_read import SafetensorsFile
-from puna.checkpoint.validate import check_finite, read_json
+from puna.checkpoint.validate import Fields, check_finite, read_json
 from puna.errors import PunaError
 from puna.family.config import ModelConfig
 from puna.model.lora import Update
@@ -44,6 +45,7 @@ class Adapter:
     path: Path
     updates: dict[str, Update]
     base: str | None
+    config: ModelConfig  # the base's, with the context that the adapter was trained for
     base_layers: dict[str, Tensor] = field(default_factory=dict)  # whole weights that came along, unchanged
 
 
@@ -100,7 +102,7 @@ def read_adapter(folder: Path, config: ModelConfig, shapes: Mapping[str, tuple[i
                             f"{list(wanted)}. {_FOREIGN}")  # fmt: skip
     if not updates:
         raise PunaError(f"{file.path} holds no update. Train the adapter again.")
-    return Adapter(folder, updates, base_of(folder), base_layers)
+    return Adapter(folder, updates, base_of(folder), fields.read_as(config), base_layers)
 
 
 class _Fields:
@@ -125,6 +127,14 @@ class _Fields:
             raise PunaError(f"{path}: lora_alpha must be a number, not {values.get('lora_alpha')!r}. Mend it.")
         numbers = re.findall(r"\d+", str(values.get("peft_version") or ""))[:2]
         self.exchanged = len(numbers) < 2 or tuple(map(int, numbers)) >= EXCHANGED
+
+    def read_as(self, config: ModelConfig) -> ModelConfig:
+        """The base's config with the context that the adapter wants."""
+        section = Fields(self.values, self.path).section(KEY)
+        try:
+            return config if section is None else read_context(section, config)
+        except ValueError as error:
+            raise PunaError(f"{self.path}: {KEY}: {error}. Mend it.") from None
 
     def scale(self, module: str, rank: int) -> float:
         """What a module's B A is multiplied by."""

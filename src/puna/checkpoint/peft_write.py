@@ -6,6 +6,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from puna.checkpoint.hf_context import KEY, write_context
 from puna.checkpoint.peft import CONFIG, WEIGHTS
 from puna.checkpoint.safetensors_write import hf_name, write_file
 from puna.errors import PunaError
@@ -17,8 +18,10 @@ LAYOUT = "0.19.0"  # PEFT's version whose layout this is
 _PARAMETERS = ("router.weight", "experts.gate_up_proj", "experts.down_proj")
 
 
-def write_adapter(folder: Path, updates: Mapping[str, Update], lora: Lora, config: ModelConfig, base: str) -> None:
-    """Write adapter_config.json and adapter_model.safetensors into an existing folder. `base`: its name or path."""
+def write_adapter(folder: Path, updates: Mapping[str, Update], lora: Lora, config: ModelConfig, base: str,
+                  extended: bool = False) -> None:  # fmt: skip
+    """Write adapter_config.json and adapter_model.safetensors into an existing folder. `base`: its name or path.
+    extended: its context is not the base's, but `config`'s."""
     tensors: dict[str, Tensor] = {}
     paired = {name.rpartition(".")[0] for name in updates if name.endswith("experts.gate_up_proj")}
     paired &= {name.rpartition(".")[0] for name in updates if name.endswith("experts.down_proj")}
@@ -60,5 +63,6 @@ def write_adapter(folder: Path, updates: Mapping[str, Update], lora: Lora, confi
         "rank_pattern": {},
         "alpha_pattern": {},
         "peft_version": LAYOUT,
+        **({KEY: write_context(config)} if extended else {}),
     }
     (folder / CONFIG).write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from puna.checkpoint.hub import resolve
-from puna.checkpoint.merged import open_merged
+from puna.checkpoint.merged import MergedSource, open_merged
 from puna.checkpoint.named import weight_of
 from puna.checkpoint.peft import is_adapter
 from puna.errors import PunaError
@@ -29,8 +29,8 @@ from puna.model.unpacked import BlockwiseExperts
 Part = tuple[Update | None, int]  # of rows that lie one below the other in a matrix: their update, and how many
 
 
-def open_adapted(path: Path, adapter: str | Path | None) -> tuple[Path, dict[str, Update]]:
-    """The base at `path` and the updates of an adapter, {} without one; `path` may be an adapter's that names its base.
+def open_adapted(path: Path, adapter: str | Path | None) -> MergedSource | None:
+    """An adapter with the base at `path`, None without one; `path` may be an adapter's that names its base.
 
     Raises PunaError for an adapter that isn't one of this base, for two of them, and over several processes.
     """
@@ -38,14 +38,13 @@ def open_adapted(path: Path, adapter: str | Path | None) -> tuple[Path, dict[str
         if adapter is not None:
             raise PunaError(f"{path} is an adapter itself; give its base as the model, and one adapter")
         merged = open_merged(path)
-        path, updates = merged.base.path, merged.adapter.updates
     elif adapter is None:
-        return path, {}
+        return None
     else:
-        updates = open_merged(resolve(str(adapter)), path).adapter.updates
+        merged = open_merged(resolve(str(adapter)), path)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise PunaError("an adapter isn't served over several processes yet; merge it with `puna export`")
-    return path, updates
+    return merged
 
 
 def put_beside(decoder: Decoder, updates: Mapping[str, Update]) -> None:

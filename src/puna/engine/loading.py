@@ -70,7 +70,8 @@ def load(
     from puna.engine import sharded
     from puna.engine.adapters import open_adapted, put_beside
 
-    path, updates = open_adapted(resolve(str(name_or_path)), adapter)
+    path = resolve(str(name_or_path))
+    adapted = open_adapted(path, adapter)
     if speculate not in (None, False, "ngram") and sharded.processes() > 1:
         raise PunaError("a model over several processes takes no draft model; use speculate='ngram', or leave it out")
     small = None  # the draft model's checkpoint, where it is not loaded yet
@@ -83,7 +84,7 @@ def load(
     elif expert_parallel not in (None, 1):
         raise PunaError(f"expert_parallel={expert_parallel} needs several processes; start them with torchrun")
     else:
-        source = open_source(path)
+        source = open_source(path) if adapted is None else adapted.bare()
         check_context(context, source.config.context_length)  # before anything is loaded
         draft = _draft(speculate, small, source.config.vocab_size)
         room = None
@@ -98,7 +99,8 @@ def load(
         if small is not None:
             speculate = Model(load_ready(small, target).model)
         loaded = load_ready(source, target, wanted, quantize, memory=room, tokenizer=tokenizer)
-    put_beside(loaded.model, updates)
+    if adapted is not None:
+        put_beside(loaded.model, adapted.adapter.updates)
     release_threads()  # the engine computes in a thread of its own
     given = loaded.generation
     defaults = Sampling().with_options({"temperature": given.temperature, "top_p": given.top_p, "top_k": given.top_k})

@@ -109,6 +109,7 @@ class Finished:
     tokenizer: Tokenizer
     generation: GenerationDefaults | None
     base: str  # where others find the base: its path, or its name where it has none here
+    extended: bool = False  # the context is not the base's
 
 
 class Method(Protocol):

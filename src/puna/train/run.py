@@ -65,7 +65,7 @@ def train(
         tokens = run(session, folder, evaluations, report, note)
         model.eval()
         session.routing.remove()
-        _finish(session, Finished(model, tokenizer, generation, given), out)
+        _finish(session, Finished(model, tokenizer, generation, given, config.context is not None), out)
         recorded(session).write(out)
         compute = {"seconds_of_last_session": round(time.time() - begun), "tokens": tokens, "steps": config.steps}
         scores = [name for evaluation in evaluations for name in evaluation.names]
