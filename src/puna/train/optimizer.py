@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
+from puna.train.pieces import Piece
+
 # Newton-Schulz coefficients of Muon (Keller Jordan, https://kellerjordan.github.io/posts/muon/)
 _A, _B, _C = 3.4445, -4.7750, 2.0315
 _BLOCK = 1 << 18  # elements that are updated at once: what they need beside the state stays in a CPU's cache
@@ -98,7 +100,7 @@ class Optimizer:
         """One update from the gathered gradients, which are then cleared. Gives their norm before clipping."""
         self.steps += 1
         grads = self.gradients()
-        norm = float(torch.stack([g.norm(dtype=torch.float32) for g in grads.values()]).norm()) if grads else 0.0
+        norm = self.norm(grads)
         scale = 1.0 if self.clip is None or norm <= self.clip else self.clip / norm
         muon = set(self.groups.get("muon", ()))
         for name, grad in grads.items():
@@ -109,6 +111,18 @@ class Optimizer:
             self.parameters[name].grad = None
             self._sums.pop(name, None)
         return norm
+
+    def norm(self, grads: Mapping[str, Tensor]) -> float:
+        """Of all gradients together."""
+        return float(torch.stack([g.norm(dtype=torch.float32) for g in grads.values()]).norm()) if grads else 0.0
+
+    def orthogonal(self, name: str, grad: Tensor) -> Tensor:
+        """The update that a matrix's gradient gives."""
+        return matrix_update(name, grad)
+
+    def pieces(self) -> dict[str, Piece]:
+        """What this process holds of each trainable parameter."""
+        return {name: Piece.whole(p.shape) for name, p in self.parameters.items()}
 
     def _step_adamw(self, name: str, grad: Tensor, scale: float, schedule: float) -> None:
         """PyTorch's fused AdamW, block by block."""
@@ -131,7 +145,7 @@ class Optimizer:
         parameter, state = self.parameters[name], self.state[name]
         grad = grad.float() * scale
         state["momentum"].lerp_(grad, 1 - self.momentum)
-        update = _matrix_update(name, grad.lerp_(state["momentum"], self.momentum))
+        update = self.orthogonal(name, grad.lerp_(state["momentum"], self.momentum))
         size = schedule * self.matrix_rate
         low = state.get("low")
         master = parameter.data if low is None else _joined(parameter.data, low)
@@ -153,13 +167,18 @@ class Optimizer:
         self.steps = steps
         with torch.no_grad():
             for name, kinds in self.state.items():
-                master = tensors[f"{name}/master"].to(self.parameters[name].device)
-                if "low" in kinds:
-                    _split(master, self.parameters[name].data, kinds["low"])
-                else:
-                    self.parameters[name].copy_(master)
+                take_master(self.parameters[name], tensors[f"{name}/master"], kinds.get("low"))
                 for kind in kinds.keys() - {"low"}:
                     kinds[kind].copy_(tensors[f"{name}/{kind}"])
+
+
+def take_master(parameter: Tensor, master: Tensor, low: Tensor | None) -> None:
+    """Give a parameter the value of its float32 master; `low` gets what a bfloat16 one can't hold."""
+    if parameter.dtype == torch.bfloat16:
+        _split(master.to(parameter.device), parameter.data, torch.empty_like(parameter, dtype=torch.int16)
+               if low is None else low)  # fmt: skip
+    else:
+        parameter.data.copy_(master)
 
 
 def _joined(weight: Tensor, low: Tensor) -> Tensor:
@@ -175,7 +194,8 @@ def _split(master: Tensor, weight: Tensor, low: Tensor) -> None:
     low.copy_(bits - (upper << 16))
 
 
-def _matrix_update(name: str, grad: Tensor) -> Tensor:
+def matrix_update(name: str, grad: Tensor) -> Tensor:
+    """Muon's update of a whole matrix's gradient, or of those of some whole experts."""
     # gate and up are two matrices stored as one; experts are stored [in, out], linears [out, in]
     if name.endswith("experts.gate_up_proj"):
         update = torch.cat([orthogonalised(half) for half in grad.chunk(2, -1)], -1)

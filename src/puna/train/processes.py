@@ -6,7 +6,8 @@ slices of the same matrices and see the same tokens; those of one tensor index t
 
 import atexit
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from datetime import timedelta
 from types import TracebackType
 from typing import Any
 
@@ -20,7 +21,8 @@ from puna.family.sharding import Mesh, Sharding
 from puna.model.parallel import Ranks, Share
 from puna.train.config import MeshConfig
 
-_SAID = 4000  # bytes of an error that one process tells the others
+# A process waits so long for another: the first may be tokenising the data. Whoever dies ends all by torchrun at once.
+_PATIENCE = timedelta(hours=12)
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,7 @@ class Processes:
     data: Ranks  # those that hold the same slices and train on other passes
     share: Share | None = None  # the place among those that split matrices and experts; None where nobody splits
     mesh: Any = None  # the torch DeviceMesh of `data`; None for one process
+    peers: Ranks = field(default_factory=lambda: Ranks(0, 1))  # those that split what a data group's process would hold
 
     @staticmethod
     def alone() -> "Processes":
@@ -58,6 +61,23 @@ class Processes:
         """The sum of the data groups' CPU tensors, alike in shape, added in order of rank."""
         return self.data.sum(values) if self.data.size > 1 else values
 
+    def tell(self, text: str) -> list[str]:
+        """Everyone's text, in order of rank."""
+        if self.size == 1:
+            return [text]
+        said = torch.tensor(list(text.encode()), dtype=torch.uint8)
+        lengths = [int(each) for each in self.everyone.gather(torch.tensor(len(said)))]
+        padded = torch.nn.functional.pad(said, (0, max(lengths) - len(said)))
+        told = zip(self.everyone.gather(padded), lengths, strict=True)
+        return [each[:length].numpy().tobytes().decode() for each, length in told]
+
+    def split(self, config: ModelConfig, mesh: MeshConfig) -> "Processes":
+        """With the place among those that split a model of this shape. Raises PunaError where it can't be split so."""
+        if mesh.tensor == 1:
+            return self
+        sharding = Sharding(config, Mesh(mesh.tensor, mesh.expert))
+        return replace(self, share=Share(sharding, self.peers, self.peers))
+
     def together(self) -> "Together":
         """A part of the run that all processes come out of, or none: see `Together`."""
         return Together(self)
@@ -78,13 +98,8 @@ class Together:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         if self._processes.size == 1 or (error is not None and not isinstance(error, PunaError)):
             return
-        said = str(error or "").encode()[:_SAID]
-        own = torch.zeros(_SAID, dtype=torch.uint8)
-        own[: len(said)] = torch.frombuffer(bytearray(said), dtype=torch.uint8) if said else own[:0]
-        for told in self._processes.everyone.gather(own):
-            words = bytes(told.tolist()).rstrip(b"\0").decode(errors="replace")
-            if words:
-                raise PunaError(words) from None
+        for words in filter(None, self._processes.tell(str(error or ""))):
+            raise PunaError(words) from None
 
 
 def started() -> int:
@@ -103,13 +118,17 @@ def device_of(name: str | None) -> torch.device:
 
 
 def join(mesh: MeshConfig, config: ModelConfig, device: torch.device) -> Processes:
+    """`start` and `Processes.split` in one."""
+    return start(mesh, device).split(config, mesh)
+
+
+def start(mesh: MeshConfig, device: torch.device) -> Processes:
     """This process's place, made by all of them at once; `Processes.alone()` where only one runs.
 
-    Raises PunaError where the mesh doesn't fit the number of processes or the model's shape, on every process alike.
+    Raises PunaError where the mesh doesn't fit the number of processes, on every process alike.
     """
     size = started()
     groups = mesh.data_groups(size)
-    sharding = Sharding(config, Mesh(mesh.tensor, mesh.expert)) if mesh.tensor > 1 else None
     if size == 1:
         return Processes.alone()
     from torch.distributed.device_mesh import init_device_mesh
@@ -117,16 +136,17 @@ def join(mesh: MeshConfig, config: ModelConfig, device: torch.device) -> Process
     if device.type == "cuda":
         torch.cuda.set_device(device)
     if not dist.is_initialized():
-        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=_PATIENCE)
         atexit.register(_leave)
     rank = dist.get_rank()
     whole = init_device_mesh(device.type, (groups, mesh.tensor), mesh_dim_names=("data", "tensor"))
-    data = Ranks(rank // mesh.tensor, groups, whole.get_group("data"))
-    share = None
-    if sharding is not None:
-        peers = Ranks(rank % mesh.tensor, mesh.tensor, whole.get_group("tensor"))
-        share = Share(sharding, peers, peers)
-    return Processes(rank, size, data, share, whole["data"])
+    return Processes(
+        rank,
+        size,
+        data=Ranks(rank // mesh.tensor, groups, whole.get_group("data")),
+        mesh=whole["data"],
+        peers=Ranks(rank % mesh.tensor, mesh.tensor, whole.get_group("tensor")),
+    )
 
 
 def _leave() -> None:

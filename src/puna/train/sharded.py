@@ -1,0 +1,114 @@
+"""Training whose weights, gradients and optimizer state are dealt to the data groups' processes (FSDP2).
+
+Each process keeps rows of every tensor (in float32 those that train: the masters). A block's weights are gathered in
+the run's dtype when it computes and let go again; gradients are summed in float32, each process gets its rows'.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from puna.model import Decoder
+from puna.train.optimizer import Optimizer, matrix_update
+from puna.train.pieces import Piece, described, understood
+from puna.train.processes import Processes
+
+
+def shard(model: Decoder, processes: Processes) -> None:
+    """Deal a decoder's weights, in place, to this process and its data group. What trains is to be chosen before."""
+    from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+
+    dtype = model.dtype
+    policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
+    blocks: list[nn.Module] = [*model.layers, *(model.cross_layers or ()), *filter(None, [model.vision])]
+    for part in (*blocks, model):
+        for parameter in part.parameters():
+            if parameter.requires_grad and not hasattr(parameter, "full_tensor"):
+                parameter.data = parameter.data.float()
+        fully_shard(part, mesh=processes.mesh, mp_policy=policy, reshard_after_forward=part is not model)
+        assert isinstance(part, FSDPModule)
+        part.set_gradient_divide_factor(1.0)  # the loss is divided by the whole step's count already
+        part.set_force_sum_reduction_for_comms(True)
+    register_fsdp_forward_method(model, "hidden")
+
+
+def held(parameter: Tensor) -> Tensor:
+    """What this process keeps of a parameter: its rows, or all."""
+    local = getattr(parameter, "_local_tensor", parameter)
+    assert isinstance(local, Tensor)
+    return local
+
+
+def _own(parameter: nn.Parameter) -> nn.Parameter:
+    """What the optimizer steps in its place: the same memory."""
+    return parameter if held(parameter) is parameter else nn.Parameter(held(parameter))
+
+
+def rows_of(piece: Piece, processes: Processes) -> Piece:
+    """Which rows of what its tensor group's place holds a process of the data group keeps (FSDP2's even chunks)."""
+    count, groups = piece.held[0], processes.data.size
+    chunk = -(-count // groups)
+    start = min(count, processes.data.rank * chunk)
+    return piece.rows(start, min(count, start + chunk))
+
+
+class ShardedOptimizer(Optimizer):
+    """Steps what this process holds of each trainable parameter; norms and orthogonal updates are the whole ones'."""
+
+    def __init__(
+        self, parameters: Mapping[str, nn.Parameter], pieces: Mapping[str, Piece], processes: Processes, **options: Any
+    ) -> None:
+        """`pieces`: of each parameter, what this process holds of it."""
+        self._dealt = {name: p for name, p in parameters.items() if p.requires_grad}
+        super().__init__({name: _own(p) for name, p in self._dealt.items()}, **options)
+        self._own = {name: pieces[name] for name in self.parameters}
+        assert all(p.shape == self._own[name].held for name, p in self.parameters.items()), "rows as FSDP2 deals them"
+        self._processes = processes
+        told = processes.tell(described(self._own))
+        self._everyones = [understood(text) for text in told]
+        holders = {name: [each[name] for each in self._everyones] for name in self._own}
+        self._copies = {name: holders[name].count(piece) for name, piece in self._own.items()}
+
+    def pieces(self) -> dict[str, Piece]:
+        """What this process holds of each trainable parameter."""
+        return self._own
+
+    def gradients(self) -> dict[str, Tensor]:
+        """Of the step so far, this process's rows, summed over all passes of all data groups."""
+        for name, parameter in self._dealt.items():
+            if parameter.grad is not None and parameter is not self.parameters[name]:
+                self.parameters[name].grad = held(parameter.grad)
+        return super().gradients()
+
+    def step(self, schedule: float) -> float:
+        """As `Optimizer.step`."""
+        norm = super().step(schedule)
+        for parameter in self._dealt.values():
+            parameter.grad = None
+        return norm
+
+    def norm(self, grads: Mapping[str, Tensor]) -> float:
+        """Of all processes' gradients, each element counted once."""
+        squares = [float(grad.norm(dtype=torch.float32)) ** 2 / self._copies[name] for name, grad in grads.items()]
+        total = self._processes.everyone.sum(torch.tensor(sum(squares), dtype=torch.float64))
+        return float(total) ** 0.5
+
+    def orthogonal(self, name: str, grad: Tensor) -> Tensor:
+        """This process's part of the update that the whole matrix's gradient gives."""
+        own = self._own[name]
+        if all(ranges == ((0, size),) for ranges, size in zip(own.axes[-2:], own.shape[-2:], strict=True)):
+            return matrix_update(name, grad) if grad.numel() else grad  # whole experts
+        everyones = [each[name] for each in self._everyones]
+        whole, size = grad.new_empty(own.shape), max(torch.Size(each.held).numel() for each in everyones)
+        flat = torch.nn.functional.pad(grad.reshape(-1), (0, size - grad.numel()))
+        for piece, part in zip(everyones, self._processes.everyone.gather(flat), strict=True):
+            given = part[: torch.Size(piece.held).numel()].view(piece.held)
+            for mine, theirs in Piece.whole(own.shape).overlaps(piece):
+                whole[mine] = given[theirs]
+        update = matrix_update(name, whole)
+        out = update.new_empty(own.held)
+        for mine, theirs in own.overlaps(Piece.whole(own.shape)):
+            out[mine] = update[theirs]
+        return out
