@@ -78,9 +78,9 @@ def join_parts(decoder: Decoder, share: Share) -> None:
     layers of any kind may lie inside.
     """
     peers, everyone = share.peers, share.everyone
-    decoder.register_forward_pre_hook(lambda _, args: check_in_step(args[0], everyone))
     decoder.vocabulary = VocabularyPart(*part(share.sharding.config.vocab_size, peers.size, peers.rank), peers)
     rows = VocabularyRows(decoder.vocabulary)
+    decoder.embed_tokens.register_forward_pre_hook(lambda _, args: _check_in_step(args[0], everyone))
     decoder.embed_tokens.register_forward_pre_hook(rows.before)
     decoder.embed_tokens.register_forward_hook(rows.after)
     for layer in range(len(decoder.layers)):
@@ -150,7 +150,7 @@ def moe_of(decoder: Decoder, layer: int) -> MixtureOfExperts:
     return moe
 
 
-def check_in_step(token_ids_BS: Tensor, everyone: Ranks) -> None:
+def _check_in_step(token_ids_BS: Tensor, everyone: Ranks) -> None:
     """Ranks that compute different tokens would give wrong answers without a sign: raise on all of them instead."""
     ids = token_ids_BS.flatten().to(torch.int64)
     places = torch.arange(1, len(ids) + 1, device=ids.device)
