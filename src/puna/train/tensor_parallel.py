@@ -48,17 +48,18 @@ def _own_experts(
 ) -> Callable[[Tensor, list[int]], Tensor]:
     """Of all rows, those of this process's experts; zeros elsewhere. The gates' gradients are added up with the rows'.
 
-    Experts without any row get one of zeros, so that their gradients are zeros, as they are in one process.
+    Experts without any row get one of zeros, so that their gradients are zeros, as they are in one process, and every
+    process has the same sums to make.
     """
 
     def own(x_CD: Tensor, counts: list[int]) -> Tensor:
         x_CD = peers.share(x_CD)
         start, stop = rows_of(experts, counts)
-        mine = counts[slice(*experts)]
+        rows_CD, mine = x_CD[start:stop], counts[slice(*experts)]
         if start == stop:
-            out_CD = forward(x_CD.new_zeros(1, x_CD.shape[1]), [1, *mine[1:]])[:0]
+            out_CD = forward(F.pad(rows_CD, (0, 0, 0, 1)), [1, *mine[1:]])[:0]
         else:
-            out_CD = forward(x_CD[start:stop], mine)
+            out_CD = forward(rows_CD, mine)
         return F.pad(out_CD, (0, 0, start, len(x_CD) - stop))
 
     return own
