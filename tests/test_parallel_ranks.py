@@ -1,8 +1,6 @@
 """Sharded models in processes of their own: the answers of one process, in its share of the bytes."""
 
-import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +13,7 @@ import puna
 from parallel_worker import PROMPT, answers, held
 from puna.checkpoint import save
 from puna.family.config import ModelConfig
+from ranks import free_port, run_ranks
 from tiny import CONFIGS, decoder
 
 # Sums in another order round otherwise. Measured: up to 5e-6 of logits of order 1 in float32, 0.09 in bfloat16, and
@@ -59,31 +58,6 @@ def path_of(folder: Path, checkpoint: str) -> str:
     return checkpoint if checkpoint == "cria" else str(folder / checkpoint)
 
 
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
-
-
-def run_ranks(folder: Path, cases: list[dict[str, Any]], ranks: int) -> list[dict[str, Any]]:
-    """What each rank's worker wrote."""
-    (folder / "cases.json").write_text(json.dumps(cases))
-    where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(ranks)}
-    worker = [sys.executable, str(Path(__file__).parent / "parallel_worker.py"), str(folder)]
-    started = [
-        subprocess.Popen(worker, env=os.environ | where | {"RANK": str(rank), "OMP_NUM_THREADS": "1"},
-                         stderr=subprocess.PIPE, text=True)
-        for rank in range(ranks)
-    ]  # fmt: skip
-    try:
-        errors = [process.communicate(timeout=120)[1] for process in started]
-    finally:
-        for process in started:
-            process.kill()
-    assert not any(process.returncode for process in started), errors
-    return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(ranks)]
-
-
 @pytest.fixture(scope="module")
 def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("checkpoints")
@@ -100,7 +74,7 @@ def seen(request: pytest.FixtureRequest, checkpoints: Path) -> tuple[int, list[d
          "expert_parallel": case[2], "quantize": case[4]}
         for case in CASES[request.param]
     ]  # fmt: skip
-    return request.param, run_ranks(checkpoints, cases, request.param), checkpoints
+    return request.param, run_ranks("parallel_worker.py", checkpoints, cases, request.param), checkpoints
 
 
 def test_answers_are_those_of_one_process(seen: tuple[int, list[dict[str, Any]], Path]) -> None:

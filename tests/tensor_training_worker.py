@@ -1,0 +1,139 @@
+"""One process of several that train one decoder in slices, started by test_train_tensor_parallel.py.
+
+Each case is computed whole, too, and what differs is written for the parent to judge.
+"""
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from puna.family.config import ModelConfig
+from puna.family.sharding import Mesh, Sharding
+from puna.model import Decoder
+from puna.model.parallel import join, local_decoder
+from puna.model.ranks import Ranks
+from puna.train.loop import recomputing
+from puna.train.loss import linear_cross_entropy, token_losses
+from puna.train.method import Batch, Document, Example
+from puna.train.routing import Routing
+from puna.train.slices import Slices
+from puna.train.tensor_parallel import connect_training
+from tiny import CONFIGS, decoder
+
+SHAPES: dict[str, ModelConfig] = CONFIGS | {
+    "odd vocabulary": CONFIGS["llama3.2"].with_(vocab_size=97),
+    "one head": CONFIGS["llama3.1"].with_(num_kv_heads=1),  # which both hold
+    # more experts than some passes choose
+    "many experts": CONFIGS["maverick"].with_(num_experts=16),
+}
+
+
+def batches(config: ModelConfig) -> list[Batch]:
+    """Passes of documents of several lengths, one of them longer than a block of logits; some tokens don't count."""
+    draw = np.random.default_rng(3)
+    lengths = [[41, 17, 41], [9, 30], [2], [23, 5, 60], [600]]
+    return [
+        Batch.of(
+            [Example((Document(draw.integers(config.vocab_size, size=n, dtype=np.uint32), draw.random(n) < 0.8),))
+             for n in each], torch.device("cpu"),
+        ) for each in lengths
+    ]  # fmt: skip
+
+
+def gradients(model: Decoder, batch: Batch, kind: str, recompute: bool) -> tuple[float, dict[str, Tensor]]:
+    """Loss and gradients of one pass: plain, or of tokens that weigh differently; with the balancing term."""
+    routing = Routing(model, "auxiliary", 0.1)
+    routing.begin(1.0)
+    routing.open(sum(batch.lengths))
+    with recomputing(model, recompute):
+        states = batch.states(model)
+        if kind == "sum":
+            loss = linear_cross_entropy(states, model.head_weight, batch.targets_N, model.vocabulary)
+        else:
+            losses = token_losses(states, model.head_weight, batch.targets_N, model.vocabulary)
+            loss = (losses * torch.linspace(-1, 2, len(losses))).sum()
+        balance = routing.close()
+        (loss if balance is None else loss + 10 * balance).backward()
+    found = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    assert not routing.mixtures or sum(map(int, routing.loads[max(routing.loads)])) == sum(batch.lengths)
+    return loss.item(), found
+
+
+def split(whole: Decoder, sharding: Sharding) -> tuple[Decoder, Slices]:
+    """This process's part of a decoder, connected."""
+    share = join(sharding)
+    slices = Slices(share)
+    local = local_decoder(sharding, share.rank)
+    local.load_state_dict({name: slices.mine(name, w) for name, w in whole.state_dict().items()}, assign=True)
+    local.requires_grad_(True)
+    connect_training(local, share)
+    return local, slices
+
+
+def compared(case: dict[str, Any]) -> dict[str, Any]:
+    """Of one case, the largest relative differences of losses, gradients and the gradients' norm."""
+    config = SHAPES[case["shape"]]
+    whole = decoder(config)
+    whole.requires_grad_(True)
+    local, slices = split(whole, Sharding(config, Mesh(dist.get_world_size(), case["expert"])))
+    worst = {"loss": 0.0, "gradient": 0.0, "norm": 0.0, "alike": 0.0, "missing": 0.0, "where": ""}
+    for batch in batches(config)[: case.get("passes")]:
+        expected_loss, expected = gradients(whole, batch, case["loss"], False)
+        loss, found = gradients(local, batch, case["loss"], case.get("recompute", False))
+        slices.finish(found)
+        norm = torch.stack([g.norm() for g in expected.values()]).norm()
+        worst["loss"] = max(worst["loss"], abs(loss - expected_loss) / max(1.0, abs(expected_loss)))
+        worst["norm"] = max(worst["norm"], float(abs(slices.squares(found).sqrt() - norm) / norm))
+        worst["missing"] += len(found.keys() ^ expected.keys())
+        for name in sorted(found.keys() & expected.keys()):
+            mine = found[name].contiguous()
+            got = slices.whole(name, mine)
+            error = float((got - expected[name]).norm() / norm)
+            if error > worst["gradient"]:
+                worst["gradient"], worst["where"] = error, name
+            if len(slices.holders(name)) == dist.get_world_size():
+                worst["alike"] += sum(not torch.equal(mine, each) for each in slices.share.peers.gather(mine))
+    return worst
+
+
+@contextmanager
+def without(what: str) -> Iterator[None]:
+    """Take one of the ways in which processes work together away: all of a kind, or of `share` the call number n."""
+    kind, _, number = what.partition(" ")
+    owner: Any = Slices if kind == "finish" else Ranks
+    kept, calls = getattr(owner, kind), count()
+
+    def spoilt(self: Any, x: Any) -> Any:
+        return kept(self, x) if number and next(calls) != int(number) else x
+
+    setattr(owner, kind, spoilt)
+    try:
+        yield
+    finally:
+        setattr(owner, kind, kept)
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo")
+    folder = Path(sys.argv[1])
+    results = {}
+    for case in json.loads((folder / "cases.json").read_text()):
+        with without(case["without"]) if "without" in case else nullcontext():
+            results[case["id"]] = compared(case)
+    (folder / f"rank{dist.get_rank()}.json").write_text(json.dumps(results))
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()
