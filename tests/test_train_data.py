@@ -115,7 +115,8 @@ def test_formats_give_the_same_rows(tokenizer: Tokenizer, tmp_path: Path) -> Non
     rows = [{"messages": [USER, SAID], "tools": json.dumps(TOOLS)}, {"messages": CHAT}]
     plain = lines(tmp_path / "a.jsonl", rows)
     (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(plain.read_bytes()))
-    (tmp_path / "a.jsonl.xz").write_bytes(lzma.compress(plain.read_bytes()))
+    both = plain.read_bytes().splitlines(keepends=True)
+    (tmp_path / "a.jsonl.xz").write_bytes(lzma.compress(both[0]) + bytes(8) + lzma.compress(both[1]) + bytes(4))
     files = ["a.jsonl", "a.jsonl.gz", "a.jsonl.xz"]
     found = [read(tmp_path / name, tokenizer) for name in files]
     pyarrow = pytest.importorskip("pyarrow")
@@ -194,6 +195,22 @@ MALFORMED: dict[str, tuple[Any, str]] = {
     "a weight of two": bad(r"messages\[1\].weight", "0 or 1", messages=[USER, {**SAID, "weight": 2}]),
     "nothing learned": bad("messages", "no assistant message to learn",
                            messages=[USER, {**SAID, "weight": 0}]),
+    "half a character": ('{"messages": [{"role": "user", "content": "\\ud83d"}]}\n',
+                         r":2: messages\[0\].content: has half of a surrogate pair"),
+    "half a character in a name": ('{"text": "a", "\\uDFFF": 1}\n', ":2: a field's name: has half of a surrogate"),
+    "an endless number": ('{"text": "a", "n": ' + "9" * 5000 + "}\n", r":2: JSON that can't be read: .* 5000 digits"),
+    "minus infinity": ('{"text": "a", "n": [-Infinity]}\n', ":2: .*-Infinity is no JSON value"),
+    "a mark inside the file": ('\ufeff{"text": "a"}\n', ":2: not JSON: Unexpected UTF-8 BOM"),
+    "two rows on a line": ('{"text": "a"}{"text": "b"}\n', ":2: not JSON: Extra data, column 14"),
+    "a raw control character": ('{"text": "a\0b"}\n', ":2: not JSON: Invalid control character"),
+    "white space of the assistant": bad(r"messages\[1\].content", "says nothing",
+                                        messages=[USER, {**SAID, "content": " \n"}]),
+    "an empty part of the assistant": bad(r"messages\[1\].content", "says nothing",
+                                          messages=[USER, {**SAID, "content": [{"type": "text", "text": ""}]}]),
+    "a result of no call": bad(r"messages\[1\]", "nothing was called before it",
+                               messages=[USER, {"role": "tool", "tool_call_id": "c1", "content": "a"}, SAID]),
+    "endless tools": bad("tools", "not valid JSON", messages=[USER, SAID], tools="[" * 50_000),
+    "preferences for other methods": bad("chosen", "are for method dpo", prompt="a", chosen="b", rejected="c"),
 }  # fmt: skip
 DISLIKED: dict[str, tuple[Any, str]] = {
     "no chosen": bad("chosen", "missing", prompt="a", rejected="b"),
@@ -202,6 +219,10 @@ DISLIKED: dict[str, tuple[Any, str]] = {
     "an empty answer": bad("rejected", "must be a text", prompt="a", chosen="b", rejected=""),
     "a number": bad("chosen", "must be a text", prompt="a", chosen=3, rejected="c"),
     "the same twice": bad("rejected", "the same as", prompt="a", chosen="b", rejected="b"),
+    "KTO's rows": bad("chosen", "KTO's", prompt="a", completion="b", label=True),
+    "OpenAI's preferences": bad("chosen", "OpenAI's", input={}, preferred_output=[SAID], non_preferred_output=[SAID]),
+    "an answer that does not count": bad("chosen", "its weights are 0", prompt="a", chosen=[{**SAID, "weight": 0}],
+                                         rejected="c"),
     "an answer of the user": bad("chosen", "no assistant", prompt="a", chosen=[USER], rejected="b"),
     "a bad message": bad(r"prompt \+ chosen: messages\[1\].content", "text", prompt="a", rejected="b",
                          chosen=[{**SAID, "content": 3}]),
@@ -232,6 +253,12 @@ def test_errors_of_preferences(kind: str, tokenizer: Tokenizer, tmp_path: Path) 
         ("a.jsonl", '{"text": "a"}\n'.encode("utf-16"), r"a\.jsonl:1: not UTF-8"),
         ("a.jsonl.gz", b'{"text": "a"}\n', r"a\.jsonl\.gz: can't read the data after line 0"),
         ("a.jsonl.xz", lzma.compress(b'{"text": "a"}\n' * 99)[:60], r"a\.jsonl\.xz: can't read the data"),
+        ("a.jsonl.gz", gzip.compress(b'{"text": "a"}\n' * 99)[:-30] + b"\xff" * 30, r"a\.jsonl\.gz: can't read"),
+        ("a.jsonl.xz", lzma.compress(b'{"text": "a"}\n' * 9) + b"junk and more", r"a\.jsonl\.xz: can't read .* line 9"),
+        ("a.jsonl.xz", b"", r"a\.jsonl\.xz: can't read the data after line 0"),
+        ("a.jsonl", gzip.compress(b'{"text": "a"}\n'), r"a\.jsonl: .* end its name in \.gz"),
+        ("a.jsonl.bz2", b"BZh91AY", r"a\.jsonl\.bz2: .* use gzip or xz"),
+        ("a.jsonl", b"version https://git-lfs.github.com/spec/v1\noid", r"a\.jsonl: .*git lfs pull"),
         ("a.parquet", b"PAR1", r"a\.parquet: no Parquet file|Parquet needs pyarrow"),
     ],
 )
@@ -241,6 +268,24 @@ def test_files_that_cannot_be_read(
     (tmp_path / name).write_bytes(content)
     with pytest.raises(PunaError, match=message):
         read(tmp_path / name, tokenizer)
+
+
+def test_parquet_that_python_cannot_hold(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    late = pyarrow.array([2**62], pyarrow.timestamp("us"))  # the year 148,000
+    parquet.write_table(pyarrow.table({"text": ["a b"], "at": late}), tmp_path / "a.parquet")
+    with pytest.raises(PunaError, match=r"a\.parquet: .* after row 0: date value out of range"):
+        read(tmp_path / "a.parquet", tokenizer)
+
+
+def test_fields_that_nothing_asks_for_are_told(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    rows = [{"text": "a b", "tools": [], "prompt": "c"}, {"messages": CHAT, "tools": None, "weight": 0}]
+    assert read(lines(tmp_path / "a.jsonl", rows), tokenizer).unused == ["tools", "prompt", "weight"]
+    pair = {"prompt": "Who?", "chosen": "A llama.", "rejected": "A dog.", "messages": CHAT, "score_chosen": 1}
+    found = tokenise(lines(tmp_path / "pairs.jsonl", [pair]), PREFER, tokenizer, None)
+    assert found.unused == ["messages", "score_chosen"]
 
 
 def test_all_bad_rows_are_told_at_once_up_to_a_number(tokenizer: Tokenizer, tmp_path: Path) -> None:

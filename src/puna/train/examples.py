@@ -10,13 +10,15 @@ from puna.errors import PunaError
 from puna.text.tokenizer import Tokenizer
 from puna.train.method import Document, Example, Row
 
-FIELDS = ("text", "messages", "tools", "prompt", "chosen", "rejected")
 PICTURES = ("image_url", "image", "input_image", "video_url", "video", "input_video")
 # what other trainers call their rows, and what to do with it
 OTHERS = {
-    "conversations": "ShareGPT's `conversations`: write `messages` with `role` and `content`",
-    "instruction": "Alpaca's `instruction` and `output`: write `messages` of the user and the assistant",
-    "completion": "`prompt` and `completion`: write `messages` of the user and the assistant",
+    ("conversations",): "ShareGPT's `conversations`: write `messages` with `role` and `content`",
+    ("instruction",): "Alpaca's `instruction` and `output`: write `messages` of the user and the assistant",
+    ("completion", "label"): "KTO's `completion` and `label`: method dpo takes pairs, `chosen` and `rejected`",
+    ("completion",): "`prompt` and `completion`: write `messages` of the user and the assistant",
+    ("preferred_output",): "OpenAI's preferences: write `prompt`, `chosen` and `rejected`",
+    ("chosen", "rejected"): "preferences are for method dpo",
 }
 
 
@@ -78,16 +80,25 @@ def preference_example(row: Row, tokenizer: Tokenizer) -> Example:
             ids, counted = _marked([*prompt, *answer], row.get("tools"), tokenizer, len(prompt))
         except PunaError as error:
             raise PunaError(f"prompt + {name}: {error}") from None
+        if not any(counted):
+            raise PunaError(f"{name}: nothing in it can be learned, its weights are 0; mend or delete the line")
         documents.append(document(ids, counted))
     return Example(tuple(documents))
 
 
 def prompt_ids(row: Row, tokenizer: Tokenizer) -> list[int]:
-    """`messages` or `prompt` of a row that is to be answered, ready for generation."""
+    """`messages` (without what the assistant says at their end) or `prompt` of a row that is to be answered, ready for
+    generation."""
     name = "messages" if "messages" in row else "prompt"
     if name not in row:
         raise PunaError(_neither(row, "`messages` or `prompt`"))
-    return tokenizer.render(_messages(row[name], name, "user"), _tools(row.get("tools")))
+    messages = _messages(row[name], name, "user")
+    _check(messages)
+    while messages and messages[-1]["role"] == "assistant":
+        messages = messages[:-1]
+    if not messages:
+        raise PunaError(f"{name}: only the assistant speaks; begin with the user, or delete the line")
+    return tokenizer.render(messages, _tools(row.get("tools")))
 
 
 def document(ids: Sequence[int], counted: Sequence[bool]) -> Document:
@@ -121,7 +132,8 @@ def _marked(messages: list[Any], tools: Any, tokenizer: Tokenizer, first: int) -
 
 
 def _check(messages: list[Any]) -> None:
-    """What the rendering would not say by field, or says of serving."""
+    """What the rendering would not say by field, or says of serving, or lets pass there."""
+    called = False
     for at, message in enumerate(messages):
         if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
             raise PunaError(f"messages[{at}]: each is an object with `role` and `content`")
@@ -133,8 +145,19 @@ def _check(messages: list[Any]) -> None:
                 )
         if "weight" in message and (message["weight"] not in (0, 1) or message["role"] != "assistant"):
             raise PunaError(f"messages[{at}].weight: 0 or 1, and of the assistant's messages alone")
-        if message["role"] == "assistant" and not content and not message.get("tool_calls"):
+        if message["role"] == "assistant" and not _says(content) and not message.get("tool_calls"):
             raise PunaError(f"messages[{at}].content: the assistant says nothing; give it words or tool_calls")
+        called = called or bool(message.get("tool_calls"))
+        if message["role"] == "tool" and not called:
+            raise PunaError(f"messages[{at}]: a tool's result, but nothing was called before it; give the call too")
+
+
+def _says(content: Any) -> bool:
+    """Whether there is more than white space in it; what is no text or list of parts, others judge."""
+    if isinstance(content, list):
+        return any(not isinstance(part, Mapping) or part.get("type") != "text" or _says(part.get("text"))
+                   for part in content)  # fmt: skip
+    return bool(content.strip() if isinstance(content, str) else content)
 
 
 def _tools(tools: Any) -> Any:
@@ -142,7 +165,7 @@ def _tools(tools: Any) -> Any:
     if isinstance(tools, str):
         try:
             tools = json.loads(tools)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise PunaError(f"tools: not valid JSON ({error})") from None
     if tools is not None and not isinstance(tools, list):
         raise PunaError(f"tools: must be a list of tool definitions, not a {type(tools).__name__}")
@@ -165,8 +188,8 @@ def _common(one: list[Any], other: list[Any]) -> list[Any]:
 
 
 def _neither(row: Row, wanted: str) -> str:
-    for name, advice in OTHERS.items():
-        if name in row:
-            return f"{name}: {advice}"
+    for names, advice in OTHERS.items():
+        if all(name in row for name in names):
+            return f"{names[0]}: {advice}"
     has = ", ".join(map(repr, row)) or "nothing"
     return f"a row is an object with {wanted}, this has {has}; mend the line"

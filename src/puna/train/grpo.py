@@ -6,7 +6,6 @@ answer's tokens and then over answers, plus beta times the estimate r - log r - 
 Legend: N predictions of a pass.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -80,11 +79,6 @@ class GRPO:
         """`messages` (what the assistant says at the end is left out) or `prompt`, and `answer`."""
         if "answer" not in row:
             raise PunaError("answer: missing; a row is a prompt and the number that its answer should end with")
-        messages = row.get("messages")
-        if isinstance(messages, list):
-            while messages and isinstance(messages[-1], Mapping) and messages[-1].get("role") == "assistant":
-                messages = messages[:-1]
-            row = {**row, "messages": messages}
         ids = prompt_ids(row, tokenizer)
         marks = [False] * (len(ids) - 1) + [True]  # where the answer goes on; readers refuse rows that teach nothing
         return Example((document(ids, marks),), {"answer": checked_answer(row["answer"])})

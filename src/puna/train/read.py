@@ -1,9 +1,12 @@
 """Data files to rows: JSON Lines (plain, .gz, .xz), Parquet, and folders of text files. Rows keep where they stood."""
 
 import gzip
+import io
 import json
 import lzma
-from collections.abc import Iterator
+import re
+import zlib
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -11,7 +14,38 @@ from typing import IO, Any
 from puna.errors import PunaError
 
 TEXT_FILES = (".txt", ".md")
-OPENERS = {".gz": gzip.open, ".xz": lzma.open}
+# what files of other kinds begin with, and what to do with them
+BEGINNINGS = {
+    b"\x1f\x8b": (".gz", "it is compressed by gzip: end its name in .gz"),
+    b"\xfd7zXZ\0": (".xz", "it is compressed by xz: end its name in .xz"),
+    b"PAR1": (".parquet", "it is Parquet: end its name in .parquet"),
+    b"BZh": (None, "it is compressed by bzip2; use gzip or xz"),
+    b"\x28\xb5\x2f\xfd": (None, "it is compressed by zstd; use gzip or xz"),
+    b"PK\x03\x04": (None, "it is a zip archive; unpack it"),
+    b"version https://git-lfs": (None, "it only points to the data, which git-lfs keeps: run `git lfs pull`"),
+}
+_LONE = re.compile("[\ud800-\udfff]")
+
+
+class Fields(dict[str, Any]):
+    """A row that remembers which of its fields were asked for: the others are told as unused."""
+
+    def __init__(self, row: Mapping[str, Any]) -> None:
+        super().__init__(row)
+        self.asked: set[object] = set()
+
+    def __contains__(self, name: object) -> bool:
+        self.asked.add(name)
+        return super().__contains__(name)
+
+    def __getitem__(self, name: str) -> Any:
+        self.asked.add(name)
+        return super().__getitem__(name)
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """As a dict's."""
+        self.asked.add(name)
+        return super().get(name, default)
 
 
 @dataclass(frozen=True)
@@ -19,7 +53,7 @@ class Found:
     """One row, or what is wrong with its line."""
 
     where: str  # file and line (or row)
-    row: dict[str, Any] | None
+    row: Fields | None
     problem: str = ""
 
 
@@ -47,10 +81,10 @@ def read_rows(path: Path) -> Iterator[Found]:
         if path.is_dir():
             text = file.read_bytes()
             try:
-                yield Found(str(file), {"text": text.decode("utf-8-sig")})
+                yield Found(str(file), Fields({"text": text.decode("utf-8-sig")}))
             except UnicodeDecodeError as error:
                 yield Found(str(file), None, f"not UTF-8 at byte {error.start}; save the file as UTF-8")
-        elif file.suffix == ".parquet":
+        elif file.suffix.lower() == ".parquet":
             yield from _parquet(file)
         else:
             yield from _json_lines(file)
@@ -59,20 +93,65 @@ def read_rows(path: Path) -> Iterator[Found]:
 def _json_lines(path: Path) -> Iterator[Found]:
     number = 0
     try:
+        _check_kind(path)
         with _opened(path) as lines:
             for number, data in enumerate(lines, 1):
                 yield _json_line(data, f"{path}:{number}", first=number == 1)
-    except (OSError, EOFError, lzma.LZMAError) as error:
+    except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
         reason = getattr(error, "strerror", None) or error
         raise PunaError(f"{path}: can't read the data after line {number}: {reason}") from None
     if not number:
         raise PunaError(f"{path}: the file is empty; give it rows, or take it out of the configuration")
 
 
+def _check_kind(path: Path) -> None:
+    """Raises PunaError for a file that is not what its name says, before its bytes are taken for lines."""
+    with path.open("rb") as file:
+        begun = file.read(32)
+    for beginning, (suffix, cure) in BEGINNINGS.items():
+        if begun.startswith(beginning) and path.suffix.lower() != suffix:
+            raise PunaError(f"{path}: no JSON lines by its first bytes; {cure}")
+
+
 def _opened(path: Path) -> IO[bytes]:
-    opener: Any = OPENERS.get(path.suffix, open)
-    handle: IO[bytes] = opener(path, "rb")
+    openers: dict[str, Callable[[Path], Any]] = {".gz": gzip.open, ".xz": lambda file: io.BufferedReader(_Xz(file))}
+    handle: IO[bytes] = openers.get(path.suffix.lower(), lambda file: file.open("rb"))(path)
     return handle
+
+
+class _Xz(io.RawIOBase):
+    """Streams of xz end to end, padded with zeros. lzma's own reader ends without a word where what follows a stream is
+    none: rows would be left out silently."""
+
+    def __init__(self, path: Path) -> None:
+        self._file, self._decoder = path.open("rb"), lzma.LZMADecompressor()
+
+    def readable(self) -> bool:
+        """Yes."""
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """Some of the next bytes."""
+        found = b""
+        while not found:
+            given = self._file.read(io.DEFAULT_BUFFER_SIZE) if self._decoder.eof or self._decoder.needs_input else b""
+            if self._decoder.eof:
+                following = (self._decoder.unused_data + given).lstrip(b"\0")
+                if not following and not given:
+                    return 0
+                if not following:
+                    continue
+                self._decoder, given = lzma.LZMADecompressor(), following
+            elif self._decoder.needs_input and not given:
+                raise EOFError("it ends before its end-of-stream marker")
+            found = self._decoder.decompress(given, len(buffer))
+        buffer[: len(found)] = found
+        return len(found)
+
+    def close(self) -> None:
+        """Also the file."""
+        self._file.close()
+        super().close()
 
 
 def _json_line(data: bytes, where: str, first: bool) -> Found:
@@ -89,10 +168,29 @@ def _json_line(data: bytes, where: str, first: bool) -> Found:
     except json.JSONDecodeError as error:
         return Found(where, None, f"not JSON: {error.msg}, column {error.colno}; mend the line")
     except (RecursionError, ValueError) as error:
-        return Found(where, None, f"JSON that can't be read: {error}; mend the line")
+        reason = str(error).partition("; use sys.")[0]  # Python's advice on huge integers is none for users
+        return Found(where, None, f"JSON that can't be read: {reason}; mend the line")
     if not isinstance(row, dict):
         return Found(where, None, f"a row is an object, not a {type(row).__name__}; mend the line")
-    return Found(where, row)
+    if b"\\ud" in data.lower() and (field := _lone_surrogate(row)) is not None:
+        return Found(where, None, f"{field}: has half of a surrogate pair, which is no character; mend the line")
+    return Found(where, Fields(row))
+
+
+def _lone_surrogate(row: dict[str, Any]) -> str | None:
+    """The first field of a row whose text, or whose key, holds one."""
+    left: list[tuple[str, Any]] = [("", row)]
+    while left:
+        field, value = left.pop()
+        if isinstance(value, str) and _LONE.search(value):
+            return field
+        if isinstance(value, dict):
+            if any(map(_LONE.search, value)):
+                return field or "a field's name"
+            left += [(f"{field}.{key}".lstrip("."), each) for key, each in reversed(value.items())]
+        elif isinstance(value, list):
+            left += [(f"{field}[{at}]", each) for at, each in reversed(list(enumerate(value)))]
+    return None
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -117,9 +215,9 @@ def _parquet(path: Path) -> Iterator[Found]:
         for batch in parquet.ParquetFile(path).iter_batches():
             for row in batch.to_pylist():
                 number += 1
-                yield Found(f"{path}:{number}", _without_none(row))
-    except (ArrowException, OSError) as error:
-        raise PunaError(f"{path}: no Parquet file that can be read: {error}") from None
+                yield Found(f"{path}:{number}", Fields(_without_none(row)))
+    except (ArrowException, OSError, ValueError, OverflowError) as error:  # the last two: values Python can't hold
+        raise PunaError(f"{path}: no Parquet file that can be read, after row {number}: {error}") from None
     if not number:
         raise PunaError(f"{path}: the file has no rows")
 

@@ -21,7 +21,6 @@ import puna.text
 from puna.errors import PunaError
 from puna.text.sentencepiece_ import SentencePieceBackend
 from puna.text.tokenizer import Tokenizer
-from puna.train.examples import FIELDS
 from puna.train.method import Document, Example, Method
 from puna.train.read import Found, data_files, read_rows
 
@@ -96,7 +95,8 @@ def _read(path: Path, method: Method, tokenizer: Tokenizer) -> Tokenised:
             if len(problems) >= MOST_ERRORS:
                 break
             continue
-        unused |= {name: None for name in found.row or () if name not in FIELDS and name not in outcome.extra}
+        if found.row is not None:
+            unused |= {name: None for name in found.row if name not in found.row.asked}
         for document in outcome.documents:
             tokens.append(document.tokens)
             counted.append(document.counted)
