@@ -61,3 +61,55 @@ def code_guard(
         shown.add_row(what, which, *cells)
     shown.add_row("ms a sample: median, 95 %", "", *(f"{p50:.1f}, {p95:.1f}" for p50, p95 in times.values()))
     Console(width=None if sys.stdout.isatty() else 140).print(shown)
+
+
+@app.command(no_args_is_help=True, epilog="Example: puna evaluate retrieval cria --lengths 512,1024 --samples 4")
+def retrieval(
+    model: str = typer.Argument(..., help="Bundled name, hub id, folder or file."),
+    lengths: str = typer.Option("1024,2048,4096", "--lengths", help="Tokens of the texts, with commas."),
+    samples: int = typer.Option(8, "--samples", min=1, help="Texts of each length."),
+    depths: int = typer.Option(5, "--depths", min=2, max=24, help="Facts in a text, from its beginning to its end."),
+    text: Path | None = typer.Option(None, "--text", help="What to hide them in: rows of text, .txt or .md."),
+    chat: bool = typer.Option(False, "--chat/--raw", help="Ask in a chat message, or let the text go on."),
+    adapter: str | None = typer.Option(None, "--adapter", help="A PEFT adapter's folder, beside the weights."),
+    device: str = typer.Option("cpu", "--device", help="Where to run, as torch names it."),
+    quantize: str | None = typer.Option(None, "--quantize", help="Weights in int8 or int4; default: as stored."),
+    seed: int = typer.Option(0, "--seed", help="Same seed and tokenizer, same questions."),
+    picture: Path | None = typer.Option(None, "--picture", help="A PNG to write: length by depth."),
+    as_json: bool = typer.Option(False, "--json", help="Print every cell as JSON."),
+) -> None:
+    """Hide numbers in a long text and ask for each: what share is found, by length and depth, with 95 % intervals.
+
+    exact: the greedy answer is the number. chosen: of a text's numbers the right one gains most by being asked for.
+    """
+    from puna.engine import load
+    from puna.errors import PunaError
+    from puna.evaluate.retrieval import cells, draw, retrieve
+
+    try:
+        wanted = [int(part) for part in lengths.split(",")]
+    except ValueError:
+        raise PunaError(f'--lengths must be whole numbers with commas, as in "512,1024", not {lengths!r:.80}') from None
+    llama = load(model, device=device, quantize=quantize, adapter=adapter)
+    if llama.tokenizer is None:
+        raise PunaError(f"{model} has no tokenizer; put tokenizer.json or tokenizer.model beside its weights")
+    found = cells(retrieve(llama.decoder, llama.tokenizer, wanted, text=text, samples=samples, depths=depths,
+                           chat=chat, seed=seed))  # fmt: skip
+    if picture is not None:
+        draw(found, picture)
+    context = llama.config.context_length
+    if as_json:
+        facts = {"model": model, "adapter": adapter, "context": context, "seed": seed, "samples": samples}
+        typer.echo(json.dumps({**facts, "cells": [cell.as_dict() for cell in found]}, indent=2))
+        return
+    shown = Table("tokens", "depth", "exact", "chosen", "margin, nats", title=f"by chance {1 / depths:.0%} is chosen")
+    for cell in found:
+        past = f" (past {context:,})" if cell.length > context else ""
+        low, high = cell.margin_interval
+        shown.add_row(
+            f"{cell.length:,}{past}", "all" if cell.depth is None else f"{cell.depth:.0%}",
+            *(f"{share:.0%} [dim]({lower:.0%} to {upper:.0%})[/]" for share, (lower, upper) in
+              ((cell.exact, cell.exact_interval), (cell.chosen, cell.chosen_interval))),
+            f"{cell.margin:.2f} [dim]({low:.2f} to {high:.2f})[/]", end_section=cell.depth is None,
+        )  # fmt: skip
+    Console(width=None if sys.stdout.isatty() else 140).print(shown)

@@ -1,5 +1,6 @@
 """Keys and values of earlier tokens. Each layer's kind decides what it keeps; the model does not know which it has."""
 
+import copy
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -55,6 +56,10 @@ class FullCache:
         k_BTGK, v_BTGK, first = self.append(k_BSGK, v_BSGK)
         return attend(q_BSHK, k_BTGK, v_BTGK, start, first, None)
 
+    def fork(self) -> "FullCache":
+        """See `Cache.fork`."""
+        return copy.copy(self)  # what it appends lies past this one's length
+
     def bytes(self) -> int:
         """Bytes held now, spare room included."""
         return sum(x.numel() * x.element_size() for x in (self._k, self._v) if x is not None)
@@ -100,6 +105,12 @@ class ChunkCache:
         k_BTGK, v_BTGK, first = self.append(k_BSGK, v_BSGK)
         return attend(q_BSHK, k_BTGK, v_BTGK, start, first, self.chunk)
 
+    def fork(self) -> "ChunkCache":
+        """See `Cache.fork`."""
+        other = copy.copy(self)  # the next chunk is written over this one
+        other._k, other._v = (None if x is None else x.clone() for x in (self._k, self._v))
+        return other
+
     def bytes(self) -> int:
         """Bytes held now: at most one chunk."""
         return sum(x.numel() * x.element_size() for x in (self._k, self._v) if x is not None)
@@ -131,6 +142,13 @@ class Cache:
     def positions(self, length: int, device: torch.device) -> Tensor:
         """See `ModelCache.positions`."""
         return torch.arange(self.length, self.length + length, device=device)
+
+    def fork(self) -> "Cache":
+        """A cache that goes on from here, to try something: it shares memory with this one, so that of a cache and its
+        forks only the one made last may take tokens, and an earlier one after all later ones are done with."""
+        other = copy.copy(self)
+        other.layers = [layer.fork() for layer in self.layers]
+        return other
 
     def bytes(self) -> int:
         """Bytes held by all layers now."""
