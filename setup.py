@@ -16,7 +16,7 @@ KERNELS = Extension(
     depends=[
         FOLDER + name
         for name in ("simd.h", "linear.c", "elementwise.c", "quantize.c", "attention.c", "records.c", "rotary.c",
-                     "experts.c", "layers.c", "words.c", "rows.c", "vision.c")
+                     "experts.c", "layers.c", "words.c", "rows.c", "vision.c", "training.c", "causal.c")
     ],
     extra_compile_args=["-O3", "-g0", "-std=gnu11", "-fopenmp", "-ffp-contract=off", "-fno-math-errno", "-Wno-psabi"],
     optional=True,

@@ -12,6 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from puna.model import native_steps
+from puna.model.native import Kernels
+from puna.model.native_steps import steps_for
+
 # Rows of products in training are filled up to multiples of this where their number varies: oneDNN makes code of its
 # own for every number of rows that it meets (0.7 ms), and keeps it (0.8 MB).
 FILL = 64
@@ -22,26 +26,43 @@ def _wide(x: Tensor) -> Tensor:
 
 
 class _RMSNorm(torch.autograd.Function):
-    """weight * round(x / sqrt(mean(x^2) + eps)); keeps x and one number a row."""
+    """weight * round(x / sqrt(mean(x^2) + eps)); keeps x alone."""
 
     @staticmethod
     def forward(ctx: Any, x_MD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
+        x_MD = x_MD.contiguous()
+        ctx.save_for_backward(x_MD, weight_D)
+        ctx.eps = eps
+        if native := _steps(x_MD, weight_D):
+            return native_steps.rms_norm(x_MD, weight_D, eps, native)
         wide = _wide(x_MD)
-        scale_M1 = torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
-        ctx.save_for_backward(x_MD, weight_D, scale_M1)
-        return (wide * scale_M1).to(x_MD.dtype) * weight_D
+        return (wide * _norm_scale(wide, eps)).to(x_MD.dtype) * weight_D
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, out_grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-        x_MD, weight_D, scale_M1 = ctx.saved_tensors
-        normal, grad = _wide(x_MD) * scale_M1, _wide(out_grad)
+        x_MD, weight_D = ctx.saved_tensors
+        if native := _steps(x_MD, weight_D, out_grad):
+            above = out_grad.contiguous()
+            return *native_steps.norm_gradient(native, x_MD, weight_D, above, ctx.eps, ctx.needs_input_grad[1]), None
+        wide = _wide(x_MD)
+        scale_M1 = _norm_scale(wide, ctx.eps)
+        normal, grad = wide * scale_M1, _wide(out_grad)
         weight_grad = (normal * grad).flatten(0, -2).sum(0).to(weight_D.dtype) if ctx.needs_input_grad[1] else None
         if not ctx.needs_input_grad[0]:
             return None, weight_grad, None
         grad = grad * weight_D
         along = (normal * grad).mean(-1, keepdim=True)
         return grad.addcmul_(normal, along, value=-1).mul_(scale_M1).to(x_MD.dtype), weight_grad, None
+
+
+def _norm_scale(wide_MD: Tensor, eps: float) -> Tensor:
+    return torch.rsqrt(wide_MD.square().mean(-1, keepdim=True) + eps)
+
+
+def _steps(*tensors: Tensor) -> Kernels | None:
+    """Our kernels for tensors of one dtype."""
+    return steps_for(*tensors) if len({x.dtype for x in tensors}) == 1 else None
 
 
 def rms_norm(x_MD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
@@ -55,13 +76,18 @@ class _SwiGLU(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
+        gate, up = gate.contiguous(), up.contiguous()
         ctx.save_for_backward(gate, up)
+        if native := _steps(gate, up):
+            return native_steps.swiglu(native, gate, up)
         return F.silu(gate).mul_(up)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, out_grad: Tensor) -> tuple[Tensor, Tensor]:
         gate, up = ctx.saved_tensors
+        if native := _steps(gate, up, out_grad):
+            return native_steps.swiglu_gradient(native, gate, up, out_grad.contiguous())
         return torch.ops.aten.silu_backward(out_grad * up, gate), F.silu(gate).mul_(out_grad)
 
 

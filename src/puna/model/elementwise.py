@@ -19,18 +19,6 @@ def fast(x: Tensor) -> Kernels | None:
     return None if torch.is_grad_enabled() or torch.compiler.is_compiling() else kernels()
 
 
-def rms_norm(x_MD: Tensor, weight_D: Tensor, eps: float, native: Kernels) -> Tensor:
-    """x / sqrt(mean(x^2) + eps), rounded to x's dtype, times the weight (which has that dtype, too)."""
-    x_MD = x_MD.contiguous()
-    out_MD = torch.empty_like(x_MD)
-    native.rms_norm(
-        x_MD.data_ptr(), weight_D.data_ptr(), out_MD.data_ptr(),
-        x_MD.numel() // x_MD.shape[-1], x_MD.shape[-1], eps,
-        x_MD.dtype == torch.bfloat16, threads(),
-    )  # fmt: skip
-    return out_MD
-
-
 def silu_mul(gate_up: Tensor) -> Tensor:
     """silu(gate) * up [..., F] of both side by side [..., 2F]."""
     native = fast(gate_up)

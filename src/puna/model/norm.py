@@ -4,7 +4,8 @@ import torch
 from torch import Tensor, nn
 
 from puna.model import differentiable
-from puna.model.elementwise import fast, rms_norm
+from puna.model.elementwise import fast
+from puna.model.native_steps import rms_norm
 
 
 def at_least_float32(x: Tensor) -> Tensor:

@@ -2,12 +2,13 @@
 
 import math
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from puna.family.config import AttentionTemperature, ModelConfig, RopeScaling
-from puna.model.differentiable import turn
+from puna.model.differentiable import Rotate, turn
 from puna.model.native import Kernels
 from puna.model.native_attention import kernels_for, run_angles, run_turn
 from puna.model.norm import at_least_float32, rms_normalise
@@ -83,6 +84,16 @@ def _query_scale(positions_S: Tensor, temperature: AttentionTemperature) -> Tens
     return torch.tensor([1 + temperature.scale * math.log1p(step) for step in steps_S.tolist()], dtype=torch.float64)
 
 
+def _rotated(rotate: Rotate, x_BSHK: Tensor, cos_SK: Tensor, sin_SK: Tensor) -> Tensor:
+    """A new tensor, by our kernels where they can serve."""
+    kernels = kernels_for(x_BSHK.device, x_BSHK.dtype, x_BSHK.shape[-1])
+    if kernels is None or torch.compiler.is_compiling() or cos_SK.dtype != torch.float32:
+        return rotate(x_BSHK, cos_SK, sin_SK)
+    x_BSHK = x_BSHK.clone(memory_format=torch.contiguous_format)
+    adjacent = rotate is rotate_adjacent
+    return run_turn(kernels, x_BSHK, x_BSHK[:, :, :0], (cos_SK, sin_SK), None, adjacent, None)[0]
+
+
 @dataclass(frozen=True)
 class Positions:
     """What depends on the tokens' positions, computed once a pass: rotations, and the queries' scale on NoPE layers."""
@@ -130,7 +141,7 @@ class Rotary:
             return (q_BSHK * scale_S[:, None, None]).to(q_BSHK.dtype), k_BSGK
         rotate = rotate_adjacent if self.adjacent else rotate_halves
         if torch.is_grad_enabled():
-            q_BSHK, k_BSGK = (turn(x, *positions.turns, rotate) for x in (q_BSHK, k_BSGK))
+            q_BSHK, k_BSGK = (turn(x, *positions.turns, partial(_rotated, rotate)) for x in (q_BSHK, k_BSGK))
         else:
             q_BSHK, k_BSGK = (rotate(x, *positions.turns) for x in (q_BSHK, k_BSGK))
         if self.norm_eps is None:

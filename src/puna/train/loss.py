@@ -11,10 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from puna.model.differentiable import FILL
+from puna.model.native_steps import cross_entropy, steps_for
 from puna.model.ranks import VocabularyPart
 
 IGNORED = -100  # a target that carries no loss, as in PyTorch and transformers
-ROWS = 512  # rows of logits held at once: few enough to stay in a CPU's cache
+ROWS = 1024  # rows of logits held at once
 
 
 def _blocks(
@@ -30,6 +31,12 @@ def _blocks(
         yield slice(start, start + len(x)), len(x), F.pad(x, (0, 0, 0, spare)), index_R1, mine.float()
 
 
+def row_bytes(weight_VD: Tensor) -> int:
+    """What a row of logits takes at most, with what is made of it: our kernels need nothing beside it."""
+    width = weight_VD.element_size()
+    return len(weight_VD) * (width if steps_for(weight_VD) else 2 * width + 8)
+
+
 def _log_softmax(logits_RV: Tensor, part: VocabularyPart | None) -> Tensor:
     """Over the whole vocabulary, of this process's part of it, in float32."""
     if part is None:
@@ -37,6 +44,32 @@ def _log_softmax(logits_RV: Tensor, part: VocabularyPart | None) -> Tensor:
     logits_RV = logits_RV.float()
     logits_RV = logits_RV.sub_(part.ranks.largest(logits_RV.amax(-1, keepdim=True)))
     return logits_RV.sub_(part.ranks.sum(logits_RV.exp().sum(-1, keepdim=True)).log_())
+
+
+def _losses(
+    logits_RV: Tensor, index_R1: Tensor, mine_R1: Tensor, part: VocabularyPart | None, scale_R: Tensor | None = None,
+    errors: bool = True,
+) -> tuple[Tensor, Tensor | None]:  # fmt: skip
+    """Each row's loss [R] (0 where the target is another process's) and, with `errors`, the gradients of losses times
+    scales by the logits [R, V], which may be written over."""
+    native = steps_for(logits_RV) if part is None else None
+    if native:
+        found = cross_entropy(native, logits_RV, index_R1[:, 0].contiguous(), scale_R, errors)
+        return found, logits_RV if errors else None
+    log_probs = _log_softmax(logits_RV, part)
+    losses_R = -(log_probs.gather(1, index_R1) * mine_R1)[:, 0]
+    if not errors:
+        return losses_R, None
+    gradient = log_probs.exp_().scatter_add_(1, index_R1, -mine_R1)
+    if scale_R is not None:
+        gradient.mul_(scale_R[:, None])
+    return losses_R, gradient.to(logits_RV.dtype)
+
+
+def _plus(total_VD: Tensor | None, errors_RV: Tensor, x_RD: Tensor) -> Tensor:
+    """The output matrix's gradient so far and a block's: sums of several are float32."""
+    block_VD = errors_RV.T @ x_RD
+    return block_VD if total_VD is None else total_VD.float().add_(block_VD)
 
 
 def _only_counted(x_ND: Tensor, targets_N: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -61,20 +94,18 @@ class _LinearCrossEntropy(torch.autograd.Function):
         total = torch.zeros((), dtype=torch.float32, device=x_ND.device)
         x_all, targets_all, places = _only_counted(x_ND, targets_N)
         x_grad = torch.empty_like(x_all) if ctx.needs_input_grad[0] else None
-        weight_grad = torch.zeros_like(weight_VD, dtype=torch.float32) if ctx.needs_input_grad[1] else None
+        wanted = any(ctx.needs_input_grad[:2])
+        weight_grad = weight_VD.new_zeros(weight_VD.shape) if ctx.needs_input_grad[1] and not len(x_all) else None
         for place, rows, x, index, mine in _blocks(x_all, targets_all, part):
-            log_probs = _log_softmax(x @ weight_VD.T, part)
-            total -= (log_probs.gather(1, index) * mine)[:rows].sum()
-            if x_grad is None and weight_grad is None:
+            losses, errors = _losses(x @ weight_VD.T, index, mine, part, errors=wanted)
+            total += losses[:rows].sum()
+            if errors is None:
                 continue
-            errors = log_probs.exp_()
-            errors.scatter_add_(1, index, -mine)
-            errors = errors.to(x.dtype)
             errors[rows:] = 0
             if x_grad is not None:
                 x_grad[place] = (errors @ weight_VD)[:rows]
-            if weight_grad is not None:
-                weight_grad += errors.T @ x
+            if ctx.needs_input_grad[1]:
+                weight_grad = _plus(weight_grad, errors, x)
         ctx.save_for_backward(
             None if x_grad is None else _spread(x_grad, places, len(x_ND)),
             None if weight_grad is None else weight_grad.to(weight_VD.dtype),
@@ -83,7 +114,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
-        scaled = [None if saved is None else saved * grads[0].to(saved.dtype) for saved in ctx.saved_tensors]
+        scaled = [None if saved is None else saved * grads[0] for saved in ctx.saved_tensors]
         return scaled[0], scaled[1], None, None
 
 
@@ -109,8 +140,7 @@ class _TokenLosses(torch.autograd.Function):
         x_all, targets_all, places = _only_counted(x_ND, targets_N)
         losses = torch.zeros(len(x_all), dtype=torch.float32, device=x_ND.device)
         for place, rows, x, index, mine in _blocks(x_all, targets_all, part):
-            log_probs = _log_softmax(x @ weight_VD.T, part)
-            losses[place] = -(log_probs.gather(1, index) * mine)[:rows, 0]
+            losses[place] = _losses(x @ weight_VD.T, index, mine, part, errors=False)[0][:rows]
         ctx.part = part
         ctx.save_for_backward(x_ND, weight_VD, targets_N)
         losses = part.ranks.sum(losses) if part else losses
@@ -122,16 +152,14 @@ class _TokenLosses(torch.autograd.Function):
         x_all, targets_all, places = _only_counted(x_ND, targets_N)
         scale = grads[0] if places is None else grads[0][places]
         x_grad = torch.empty_like(x_all)
-        weight_grad = torch.zeros_like(weight_VD, dtype=torch.float32) if ctx.needs_input_grad[1] else None
+        weight_grad = weight_VD.new_zeros(weight_VD.shape) if ctx.needs_input_grad[1] and not len(x_all) else None
         for place, rows, x, index, mine in _blocks(x_all, targets_all, ctx.part):
-            errors = _log_softmax(x @ weight_VD.T, ctx.part).exp_()
-            errors.scatter_add_(1, index, -mine)
-            errors[:rows].mul_(scale[place, None])
-            errors[rows:] = 0
-            errors = errors.to(x.dtype)
+            by = F.pad(scale[place], (0, len(x) - rows))  # what fills up counts nothing
+            _, errors = _losses(x @ weight_VD.T, index, mine, ctx.part, by)
+            assert errors is not None
             x_grad[place] = (errors @ weight_VD)[:rows]
-            if weight_grad is not None:
-                weight_grad += errors.T @ x
+            if ctx.needs_input_grad[1]:
+                weight_grad = _plus(weight_grad, errors, x)
         return (
             _spread(x_grad, places, len(x_ND)),
             None if weight_grad is None else weight_grad.to(weight_VD.dtype),

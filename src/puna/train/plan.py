@@ -11,7 +11,7 @@ from torch import Tensor
 from puna.errors import PunaError
 from puna.model.memory import available_bytes
 from puna.train.loop import gradients
-from puna.train.loss import ROWS
+from puna.train.loss import ROWS, row_bytes
 from puna.train.method import Batch, Example
 from puna.train.session import Session
 
@@ -124,7 +124,7 @@ def forecast(session: Session, passes: list[Batch]) -> Memory:
         inputs = config.num_layers * config.hidden_size * width * largest
         activations = inputs + activations // config.num_layers
     widest = max(config.intermediate_size, config.expert_intermediate_size, config.hidden_size)
-    logits = min(ROWS, largest) * config.vocab_size * (2 * width + 8)
+    logits = min(ROWS, largest) * row_bytes(model.head_weight)
     head = config.vocab_size * config.hidden_size * (4 + 2 * width)
     summed = 4 * sum(p.numel() for p in trained) if len(passes) > 1 else 0
     own = _size(trained)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from puna.family.config import ModelConfig
 from puna.model.causal import attend
+from puna.model.native_causal import Segments, attend_segments, causal_kernels
 
 _STEP = 16  # lengths are filled up to multiples of this: few groups, little filling
 
@@ -49,6 +50,9 @@ class _Layer:
     def attend(self, q_1NHK: Tensor, k_1NGK: Tensor, v_1NGK: Tensor) -> Tensor:
         """Causal attention within each document."""
         lengths = self.documents.lengths
+        if native := causal_kernels(q_1NHK):
+            segments = self.documents.segments(self.chunk)
+            return attend_segments(native, q_1NHK[0], k_1NGK[0], v_1NGK[0], segments)[None]
         if len(set(lengths)) == 1:
             q, k, v = (x[0].unflatten(0, (len(lengths), -1)) for x in (q_1NHK, k_1NGK, v_1NGK))
             return attend(q, k, v, 0, 0, self.chunk).flatten(0, 1)[None]
@@ -68,6 +72,7 @@ class Separate:
     def __init__(self, config: ModelConfig, lengths: Sequence[int]) -> None:
         self.lengths = tuple(lengths)
         self.layers = [_Layer(self, config.chunk(i)) for i in range(config.num_layers)]
+        self._segments: dict[int | None, Segments] = {}
         self._groups: list[_Group] = []
         self._order: tuple[Tensor, Tensor] | None = None
 
@@ -75,6 +80,12 @@ class Separate:
         """Each document's from 0 [N]."""
         assert length == sum(self.lengths), "a pass goes through the model once, whole"
         return torch.cat([torch.arange(each, device=device) for each in self.lengths])
+
+    def segments(self, chunk: int | None) -> Segments:
+        """The documents, or their chunks; made once a pass."""
+        if chunk not in self._segments:
+            self._segments[chunk] = Segments.of(self.lengths, chunk)
+        return self._segments[chunk]
 
     def groups(self, device: torch.device) -> list[_Group]:
         """The documents by filled length; made once a pass."""

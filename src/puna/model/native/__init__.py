@@ -25,8 +25,12 @@ ARGUMENTS = {  # declared, so that plain numbers can be given: that halves the t
     "bias_gelu": (_POINTER, _POINTER, _LONG, _LONG, _INT, _INT),
     "bias_add": (_POINTER, _POINTER, _POINTER, _LONG, _LONG, _INT, _INT),
     "layer_norm": (_POINTER, _POINTER, _POINTER, _POINTER, _LONG, _LONG, _FLOAT, _INT, _INT),
+    "swiglu": (_POINTER, _POINTER, _POINTER, _LONG, _INT, _INT),
+    "swiglu_gradient": (_POINTER, _POINTER, _POINTER, _POINTER, _POINTER, _LONG, _INT, _INT),
+    "square_sum": (_POINTER, _LONG, _INT, _INT),
     "quantize": (_POINTER, _INT, _LONG, _LONG, _LONG, _INT, _POINTER, _POINTER, _INT),
 }
+RESULTS = {"square_sum": ctypes.c_double}
 _SOFT = 1  # omp_pause_soft
 SUFFIXES = {2: "_avx512", 1: "_avx2"}
 
@@ -41,7 +45,7 @@ class Kernels:
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
         function = getattr(self._library, name + self._suffix)
-        function.restype = None
+        function.restype = RESULTS.get(name)
         function.argtypes = ARGUMENTS.get(name)
         setattr(self, name, function)
         return function

@@ -12,3 +12,5 @@
 #include "experts.c"
 #include "layers.c"
 #include "vision.c"
+#include "training.c"
+#include "causal.c"

@@ -12,6 +12,8 @@
 #include "experts.c"
 #include "layers.c"
 #include "vision.c"
+#include "training.c"
+#include "causal.c"
 
 int isa(void) {  // the best set that this processor and its operating system offer: 2 AVX-512, 1 AVX2, 0 neither
     __builtin_cpu_init();

@@ -25,6 +25,7 @@ INLINE v16f vmax(v16f a, v16f b) { return _mm512_max_ps(a, b); }
 INLINE v16f vmin(v16f a, v16f b) { return _mm512_min_ps(a, b); }
 INLINE v16f vabs(v16f a) { return _mm512_abs_ps(a); }
 INLINE v16f vround(v16f a) { return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+INLINE v16f vsqrt(v16f a) { return _mm512_sqrt_ps(a); }
 INLINE v16f vfma(v16f a, v16f b, v16f c) { return _mm512_fmadd_ps(a, b, c); }  // a * b + c
 INLINE v16i iset(int x) { return _mm512_set1_epi32(x); }
 INLINE v16i iload(const void *p) { return _mm512_loadu_si512(p); }
@@ -42,6 +43,16 @@ INLINE v16i dot4(v16i sum, v16i u, v16i s) { return _mm512_dpbusd_epi32(sum, u, 
 INLINE v16f dot2(v16f sum, v16i a, v16i b) { return _mm512_dpbf16_ps(sum, (__m512bh)a, (__m512bh)b); }
 INLINE v16f load_bf16(const uint16_t *p) {
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)p)), 16));
+}
+// float32 as its upper half, rounded to the nearest (halves away from zero), and what the rounding took
+INLINE v16f join_halves(const uint16_t *upper, const int16_t *lower) {
+    v16i low = _mm512_cvtepi16_epi32(_mm256_loadu_si256((const __m256i *)lower));
+    return _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(load_bf16(upper)), low));
+}
+INLINE void split_halves(v16f x, uint16_t *upper, int16_t *lower) {
+    v16i bits = _mm512_castps_si512(x), up = _mm512_srli_epi32(_mm512_add_epi32(bits, iset(0x8000)), 16);
+    _mm256_storeu_si256((__m256i *)upper, _mm512_cvtepi32_epi16(up));
+    _mm256_storeu_si256((__m256i *)lower, _mm512_cvtepi32_epi16(bits));
 }
 INLINE v16f load_f16(const uint16_t *p) { return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p)); }
 INLINE v16f load_i8(const int8_t *p) {
@@ -78,6 +89,7 @@ INLINE v16f vmax(v16f a, v16f b) { return BOTH2(_mm256_max_ps, a, b); }
 INLINE v16f vmin(v16f a, v16f b) { return BOTH2(_mm256_min_ps, a, b); }
 INLINE __m256 abs8(__m256 a) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), a); }
 INLINE v16f vabs(v16f a) { return BOTH1(abs8, a); }
+INLINE v16f vsqrt(v16f a) { return BOTH1(_mm256_sqrt_ps, a); }
 INLINE __m256 round8(__m256 a) { return _mm256_round_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
 INLINE v16f vround(v16f a) { return BOTH1(round8, a); }
 INLINE v16f vfma(v16f a, v16f b, v16f c) {
@@ -115,6 +127,16 @@ INLINE __m256 bf16_8(const uint16_t *p) {
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)p)), 16));
 }
 INLINE v16f load_bf16(const uint16_t *p) { return (v16f){bf16_8(p), bf16_8(p + 8)}; }
+INLINE v16f join_halves(const uint16_t *upper, const int16_t *lower) {
+    uint32_t bits[16];
+    for (int i = 0; i < 16; i++) bits[i] = ((uint32_t)upper[i] << 16) + (uint32_t)(int32_t)lower[i];
+    return vload((const float *)bits);
+}
+INLINE void split_halves(v16f x, uint16_t *upper, int16_t *lower) {
+    uint32_t bits[16];
+    vstore((float *)bits, x);
+    for (int i = 0; i < 16; i++) upper[i] = (uint16_t)((bits[i] + 0x8000) >> 16), lower[i] = (int16_t)bits[i];
+}
 INLINE v16f load_f16(const uint16_t *p) {
     return (v16f){_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p)), _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(p + 8)))};
 }
