@@ -1,4 +1,4 @@
-"""Causal attention of training by our kernels (native/causal.c), with gradients of their own, in a third of the time that
+"""Causal attention of training by our kernels (native/causal.c), with gradients of their own: a third of the time that
 PyTorch's takes.
 
 Legend: N tokens, H query heads, G key/value heads, K head width.
