@@ -109,7 +109,12 @@ def test_bits_per_byte_of_a_uniform_model(tokenizer: Tokenizer) -> None:
     [
         ({"steps": 0}, "steps: "),
         ({"stpes": 3}, "stpes: "),
+        ({"steps": True}, "steps: must not be true"),
         ({"seed": -1}, "seed: "),
+        ({"seed": 2**70}, "seed: "),
+        ({"rate": math.inf}, "rate: input should be a finite number"),
+        ({"device": "tpu"}, "device: 'tpu' is not one; use cpu"),
+        ({"device": "cuda:99"}, "device: there is no cuda:99 here"),
         ({"stages": []}, "stages: "),
         ({"method": "magic"}, "method: no method is called 'magic'"),
         ({"stages": [{"length": 32, "sources": [{"file": "a", "weight": 0}]}]}, r"stages.0.sources.0.weight: "),
@@ -123,7 +128,7 @@ def test_config_errors_name_file_and_field(change: dict[str, Any], field: str, t
         read_config(path)
 
 
-@pytest.mark.parametrize("text", ["steps: [", "- 1", "steps: \x00"])
+@pytest.mark.parametrize("text", ["steps: [", "- 1", "steps: \x00", "steps: 1\nsteps: 2", "a: " + "[" * 900])
 def test_a_config_that_is_no_mapping_is_an_error(text: str, tmp_path: Path) -> None:
     (tmp_path / "run.yaml").write_text(text)
     with pytest.raises(PunaError, match=r"run\.yaml"):

@@ -50,7 +50,7 @@ def make_work(folder: Path, tokenizer: Tokenizer) -> Path:
     (folder / "shape" / "config.json").write_text(json.dumps(write_config(shape(tokenizer), torch.bfloat16)))
     (folder / "shape" / "generation_config.json").write_text('{"do_sample": true, "temperature": 0.25}')
     lines(folder / "texts.jsonl", [{"text": text} for text in TEXTS])
-    lines(folder / "heldout.jsonl", [{"text": "The llama eats. \ud800"}])
+    lines(folder / "heldout.jsonl", [{"text": "The llama eats. 🦙"}])
     lines(folder / "chats.jsonl", [{"messages": CHAT}] * 6)
     (folder / "run.yaml").write_text(yaml.safe_dump(SETTINGS))
     return folder

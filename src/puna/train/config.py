@@ -1,17 +1,26 @@
 """What a training run is, as typed data read from YAML or from a command's options."""
 
+import re
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from puna.errors import PunaError
 from puna.train.context import ContextConfig, TemperatureConfig
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _number(cls, value: Any, field: ValidationInfo) -> Any:
+        """Python counts with True; nobody means it."""
+        if isinstance(value, bool) and cls.model_fields[str(field.field_name)].annotation is not bool:
+            raise ValueError(f"must not be {str(value).lower()}")
+        return value
 
 
 class Source(_Strict):
@@ -83,7 +92,7 @@ class TrainConfig(_Strict):
     decay: float = Field(0.5, ge=0, le=1)  # share of the steps, at the end, in which the rate falls linearly to zero
     balancing: Literal["auxiliary", "bias", "none"] = "auxiliary"  # of the experts' load
     balance: float = Field(0.01, ge=0)  # the auxiliary loss's weight, or the bias's change a step
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**32)
     save_every: int = Field(200, gt=0)  # steps
     evaluate_every: int = Field(200, gt=0)  # steps
     domicile: Literal["EU", "elsewhere"] | None = None  # of whoever trains: some licences ask
@@ -96,6 +105,18 @@ class TrainConfig(_Strict):
 
         if name not in METHODS:
             raise ValueError(f"no method is called {name!r}; choose from {', '.join(METHODS)}")
+        return name
+
+    @field_validator("device")
+    @classmethod
+    def _there(cls, name: str | None) -> str | None:
+        if name is not None and not re.fullmatch(r"cpu|cuda(:\d+)?", name):
+            raise ValueError(f"{name!r} is not one; use cpu, cuda, or cuda:1 for the second of several")
+        if name is not None and name.startswith("cuda"):
+            from torch import cuda
+
+            if int(name[5:] or 0) >= cuda.device_count():
+                raise ValueError(f"there is no {name} here, by PyTorch's count of {cuda.device_count()}; use cpu")
         return name
 
     def order(self) -> dict[str, Any]:
@@ -115,18 +136,31 @@ class TrainConfig(_Strict):
         return max(1, self.batch_tokens // stage.length)
 
 
+class _Once(yaml.SafeLoader):
+    """Refuses a mapping that names one key twice: YAML's own rule, which PyYAML doesn't keep."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """As the parent does."""
+        keys: set[str] = set()
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            if key.value in keys:
+                raise yaml.MarkedYAMLError(problem=f"{key.value!r} stands twice", problem_mark=key.start_mark)
+            keys.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
 def read_config(path: Path, defaults: dict[str, Any] | None = None, **changes: Any) -> TrainConfig:
     """Read a YAML file; `defaults` fill what it doesn't say, `changes` that are not None replace its values.
 
     Raises PunaError naming file and field.
     """
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        values = yaml.load(path.read_text(encoding="utf-8"), _Once) or {}
     except OSError as error:
         raise PunaError(f"{path}: can't read the configuration: {error.strerror}; --config names a YAML file") from None
     except UnicodeDecodeError as error:
         raise PunaError(f"{path}: not UTF-8 at byte {error.start}; save the file as UTF-8") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{path}:{mark.line + 1}" if mark else str(path)
         raise PunaError(f"{where}: not valid YAML: {getattr(error, 'problem', None) or error}; mend the line") from None

@@ -48,7 +48,7 @@ def bits_per_byte(model: Decoder, tokenizer: Tokenizer, texts: list[str]) -> tup
         row = torch.tensor([*begin, *ids], device=model.device)
         states = model.hidden(row[None, :-1])[0]
         bits.append(linear_cross_entropy(states, model.head_weight, row[1:], model.vocabulary).item() / math.log(2))
-        sizes.append(len(text.encode("utf-8", "replace")))  # a lone surrogate has no UTF-8
+        sizes.append(len(text.encode()))
     mean = sum(bits) / sum(sizes)
     residuals = [b - mean * n for b, n in zip(bits, sizes, strict=True)]
     error = math.sqrt(sum(r * r for r in residuals)) / sum(sizes)
