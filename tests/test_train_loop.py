@@ -12,13 +12,15 @@ from torch import nn
 
 from puna.errors import PunaError
 from puna.model.feedforward import MixtureOfExperts
+from puna.train.base import open_base
 from puna.train.config import checked_config, read_config
 from puna.train.loop import Evaluation, Progress
 from puna.train.method import Batch, Document, Example
 from puna.train.optimizer import Optimizer
 from puna.train.plan import kinds, saved_bytes
+from puna.train.processes import Processes
 from puna.train.routing import Routing, balance_loss
-from puna.train.run import open_base, plan, train
+from puna.train.run import plan, train
 from puna.train.session import Session
 from puna.train.watching import Events, keep
 from test_cli_generate import Puna, run
@@ -155,7 +157,7 @@ def test_the_plan_says_what_trains_and_what_it_takes(work: Path, run: Puna) -> N
 
 def test_kinds_are_the_optimizers_own(work: Path) -> None:
     config = checked_config({**read_config(work / "run.yaml").model_dump(), "method": "pretrain"}, "test")
-    model, tokenizer, _ = open_base(work / "shape", config)
+    model, tokenizer, _ = open_base(work / "shape", config, Processes.alone())
     session = Session.of(model, tokenizer, config, work, None)
     trainable, frozen = kinds(session)
     assert sum(trainable.values()) == sum(p.numel() for p in session.optimizer.parameters.values())

@@ -186,11 +186,17 @@ def load(
     return load_source(open_source(resolve(path, revision=revision)), device, dtype)
 
 
-def load_source(source: Source, device: str | torch.device = "cpu", dtype: torch.dtype | None = None) -> Loaded:
-    """As `load`, from an opened checkpoint."""
+def load_source(
+    source: Source,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = None,
+    model: Decoder | None = None,
+) -> Loaded:
+    """As `load`, from an opened checkpoint. model: what to fill, made on the meta device (default: by the source's
+    configuration)."""
     from puna.checkpoint.validate import check_finite, check_shapes
 
-    model = _empty_decoder(source)
+    model = model or _empty_decoder(source)
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     check_shapes(source, expected)
     weights: dict[str, Tensor] = {}

@@ -5,7 +5,7 @@ Legend: N predictions of a pass, P pairs.
 
 import copy
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -23,6 +23,8 @@ from puna.train.lora import AdapterOptions, checked_options, what_trains
 from puna.train.loss import IGNORED, token_losses
 from puna.train.method import Batch, Example, Finished, Loss, Packing, Row
 from puna.train.preference import EXTRA, LOSSES, WITHOUT_REFERENCE, Pairs
+from puna.train.processes import Processes
+from puna.train.sharded import deal
 
 
 class DPOOptions(AdapterOptions):
@@ -53,6 +55,7 @@ class DPO:
         self.trains = what_trains(options, options.adapter, config.seed)
         self._base: tuple[Decoder, ...] = ()  # of all weights' training: a copy, which is no part of the model
         self._known: dict[bytes, float] = {}
+        self._processes = Processes.alone()
 
     def prepare(self, model: Decoder, seed: int) -> None:
         """Adapters, or all weights with a frozen copy as the reference."""
@@ -77,11 +80,12 @@ class DPO:
 
     def loss(self, model: Decoder, batch: Batch) -> Loss:
         """The chosen loss, summed over pairs."""
-        self.trains.begin_pass(model)
+        self.trains.begin_pass(model, batch.number)
         policy, tokens = answers(model, batch)
         reference = torch.zeros_like(policy)
         if self.options.loss not in WITHOUT_REFERENCE:
-            known = [value for example in batch.examples for value in self._reference(model, example)]
+            self._learn(model, batch.examples)
+            known = [self._known[key] for example in batch.examples for key in _keys(example)]
             reference = torch.tensor(known, device=policy.device)
         pairs = Pairs(policy[::2], policy[1::2], reference[::2], reference[1::2], tokens[::2], tokens[1::2])
         losses = LOSSES[self.options.loss](pairs, self.options.beta, self.extra)
@@ -90,11 +94,13 @@ class DPO:
         return Loss(losses.sum(), {"margin": float(margins.sum()) * self.options.beta,
                                    "accuracy": float((margins > 0).sum())})  # fmt: skip
 
-    def _reference(self, model: Decoder, example: Example) -> Iterable[float]:
-        """The base's log-probabilities of an example's two answers, computed once. Alone in a pass, so that they don't
-        depend on what else a pass holds, which a resumed run may meet at another time."""
-        keys = [hashlib.sha256(d.tokens.tobytes() + d.counted.tobytes()).digest() for d in example.documents]
-        if any(key not in self._known for key in keys):
+    def _learn(self, model: Decoder, examples: Sequence[Example]) -> None:
+        """The base's log-probabilities of these examples' answers, computed once. Each example alone in a pass, so that
+        they don't depend on what else a pass holds, which a resumed run may meet at another time. Processes make as
+        many passes as the one that has the most to do, since all take part in each."""
+        unknown = [example for example in examples if any(key not in self._known for key in _keys(example))]
+        for at in range(self._processes.most(len(unknown))):
+            example = unknown[at] if at < len(unknown) else examples[0]
             batch = Batch.of([example], model.device)
             with torch.no_grad():
                 if self._base:
@@ -102,12 +108,21 @@ class DPO:
                 else:
                     with switched_off(model):
                         found, _ = answers(model, batch)
-            self._known |= dict(zip(keys, found.tolist(), strict=True))
-        return (self._known[key] for key in keys)
+            self._known |= dict(zip(_keys(example), found.tolist(), strict=True))
+
+    def join(self, processes: Processes) -> None:
+        """Work with other processes from now on; `prepare` has been."""
+        self._processes = processes
+        for base in self._base:
+            deal(base, processes)
 
     def save(self, finished: Finished, folder: Path) -> None:
         """An adapter, or weights."""
         self.trains.save(finished, folder)
+
+
+def _keys(example: Example) -> list[bytes]:
+    return [hashlib.sha256(d.tokens.tobytes() + d.counted.tobytes()).digest() for d in example.documents]
 
 
 def answers(model: Decoder, batch: Batch) -> tuple[Tensor, Tensor]:

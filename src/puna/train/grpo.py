@@ -101,7 +101,7 @@ class GRPO:
 
     def loss(self, model: Decoder, batch: Batch) -> Loss:
         """Summed over answers."""
-        self.trains.begin_pass(model)
+        self.trains.begin_pass(model, batch.number)
         logprobs_N = self._logprobs(model, batch)
         base_N = None
         if self.options.beta:

@@ -3,16 +3,20 @@
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import nn
 
 from puna.errors import PunaError
 from puna.model import Decoder
+from puna.model.ranks import Ranks
 from puna.text.tokenizer import Tokenizer
 from puna.train.checkpoint import RunFolder
 from puna.train.method import Batch
+from puna.train.pieces import SavedTensors
 from puna.train.roof import matrix_roof, operations
 from puna.train.session import Session
 from puna.train.watching import Metrics
@@ -63,10 +67,15 @@ def run(
     """
     config, model = session.config, session.model
     first, tokens = _resume(session, folder, note)
-    roof = matrix_roof(model)
+    roof = matrix_roof(model.device, getattr(torch, config.dtype)) * session.processes.size
     every = [name for evaluation in evaluations for name in evaluation.names]
     model.train()
-    with Metrics(folder.path, first, session.method.metrics, every, bool(session.routing.mixtures)) as metrics:
+    table = (
+        Metrics(folder.path, first, session.method.metrics, every, bool(session.routing.mixtures))
+        if session.processes.first
+        else nullcontext()
+    )
+    with table as metrics:
         for step in range(first, config.steps):
             begun = time.perf_counter()
             passes = session.passes(step)
@@ -92,10 +101,13 @@ def run(
                 session.routing.imbalance(), session.routing.idle(), sums, scores,
             )  # fmt: skip
             report(progress)
-            metrics.write(progress)
+            if metrics:
+                metrics.write(progress)
             if done % config.save_every == 0 or done == config.steps:
-                metrics.flush()
-                folder.save(session.state_dict(), {"step": done, "tokens": tokens, "order": config.order()})
+                if metrics:
+                    metrics.flush()
+                facts = {"step": done, "tokens": tokens, "order": config.order()}
+                folder.save(session.state_dict(), facts, session.pieces())
     return tokens
 
 
@@ -105,21 +117,34 @@ def gradients(session: Session, passes: Sequence[Batch], rate: float) -> tuple[f
     method, routing = session.method, session.routing
     total = max(1, sum(method.count(batch) for batch in passes))
     predictions = max(1, sum(sum(batch.lengths) for batch in passes))
-    session.optimizer.passes = len(passes)
+    own = dealt(passes, session.processes.data)
+    session.optimizer.passes = len(own)
     routing.begin(rate)
-    loss_sum, sums = 0.0, dict.fromkeys(method.metrics, 0.0)
-    for batch in passes:
+    sums = dict.fromkeys(("loss", *method.metrics), 0.0)
+    for batch, counts in own:
         routing.open(sum(batch.lengths))
         with recomputing(session.model, session.config.recompute):
             loss = method.loss(session.model, batch)
-            objective, balance = loss.sum / total, routing.close()
+            objective, balance = loss.sum / total, routing.close(counts)
             if balance is not None:
                 objective = objective + balance * (sum(batch.lengths) / predictions)
-            loss_sum += loss.sum.item()
-            for name, value in loss.metrics.items():
-                sums[name] += value
-            objective.backward()
-    return loss_sum / total, {name: value / total for name, value in sums.items()}
+            if counts:
+                sums["loss"] += loss.sum.item()
+                for name, value in loss.metrics.items():
+                    sums[name] += value
+            (objective if counts else objective * 0).backward()
+    routing.add_up(session.processes.sums)
+    everyones = session.processes.sums(torch.tensor(list(sums.values()), dtype=torch.float64)).tolist()
+    means = {name: value / total for name, value in zip(sums, everyones, strict=True)}
+    return means.pop("loss"), means
+
+
+def dealt(passes: Sequence[Batch], data: Ranks) -> list[tuple[Batch, bool]]:
+    """The passes of one of the data groups, and whether each counts: one that has fewer than another goes through the
+    last again, uncounted, since weights are gathered from all and gradients summed over all in every pass."""
+    rounds = -(-len(passes) // data.size)
+    places = [at * data.size + data.rank for at in range(rounds)]
+    return [(passes[min(place, len(passes) - 1)], place < len(passes)) for place in places]
 
 
 class recomputing:
@@ -145,24 +170,27 @@ class recomputing:
 
 def _resume(session: Session, folder: RunFolder, note: Callable[[str], None]) -> tuple[int, int]:
     """The step to begin at and the tokens seen until there."""
-    saved = folder.load()
-    if saved:
-        tensors, facts = saved
-        here = session.state_dict()
-        if {name: t.shape for name, t in tensors.items()} != {name: t.shape for name, t in here.items()}:
-            raise PunaError(f"{folder.path}: the saved state is of a model of another shape; resume with the same base")
-        order = session.config.order()
-        if changed := [name for name, value in order.items() if facts["order"].get(name, value) != value]:
-            raise PunaError(
-                f"{folder.path}: the saved state was made with other {', '.join(changed)}; resume with the same, or "
-                "begin in another folder"
-            )
-        session.load_state_dict(tensors, facts["step"])
-        first, tokens = facts["step"], facts["tokens"]
-    else:
-        first = tokens = 0
+    with session.processes.together():
+        saved = folder.load()
+        if saved:
+            _take_back(session, folder, *saved)
+    first, tokens = (saved[1]["step"], saved[1]["tokens"]) if saved else (0, 0)
     if folder.resume or saved:
         note(f"resumed at step {first}" + ("" if saved else ": nothing is saved in the folder yet"))
     else:
         note("started at step 0")
     return first, tokens
+
+
+def _take_back(session: Session, folder: RunFolder, tensors: SavedTensors, facts: Mapping[str, Any]) -> None:
+    """Make the saved state the session's. Raises PunaError where it isn't of such a session."""
+    pieces = session.pieces()
+    if tensors.shapes != {name: piece.shape for name, piece in pieces.items()}:
+        raise PunaError(f"{folder.path}: the saved state is of a model of another shape; resume with the same base")
+    order = session.config.order()
+    if changed := [name for name, value in order.items() if facts["order"].get(name, value) != value]:
+        raise PunaError(
+            f"{folder.path}: the saved state was made with other {', '.join(changed)}; resume with the same, or "
+            "begin in another folder"
+        )
+    session.load_state_dict(tensors.parts(pieces), facts["step"])

@@ -63,7 +63,7 @@ class Adapters:
         unknown = [target for target in options.targets if target not in TARGETS]
         if unknown:
             raise PunaError(f"options.targets: {unknown[0]!r} is not one; choose from {', '.join(TARGETS)}")
-        self.lora, self._seed, self._pass = options.lora, seed, 0
+        self.lora, self._seed, self._first = options.lora, seed, 0
 
     def prepare(self, model: Decoder, seed: int) -> None:
         """The base freezes, the updates train."""
@@ -76,13 +76,11 @@ class Adapters:
 
     def begin_step(self, step: int) -> None:
         """A step's passes drop what its number says."""
-        self._pass = step * 100_000
+        self._first = step * 100_000
 
-    def begin_pass(self, model: Decoder) -> None:
-        """The next pass of the step."""
-        set_dropout(model, self._seed * 1_000_000_007 + self._pass)
-        self._pass += 1
-
+    def begin_pass(self, model: Decoder, number: int) -> None:
+        """A pass of the step, by its number."""
+        set_dropout(model, self._seed * 1_000_000_007 + self._first + number)
 
     def save(self, finished: Finished, folder: Path) -> None:
         """An adapter as PEFT loads it."""
@@ -100,7 +98,7 @@ class AllWeights:
     def begin_step(self, step: int) -> None:
         """Nothing is dropped."""
 
-    def begin_pass(self, model: Decoder) -> None:
+    def begin_pass(self, model: Decoder, number: int) -> None:
         """Nothing is dropped."""
 
     def save(self, finished: Finished, folder: Path) -> None:
@@ -156,7 +154,7 @@ class LoRATuning:
 
     def loss(self, model: Decoder, batch: Batch) -> Loss:
         """Cross-entropy in nats, summed over the tokens that carry loss."""
-        self.adapters.begin_pass(model)
+        self.adapters.begin_pass(model, batch.number)
         return Loss(linear_cross_entropy(batch.states(model), model.head_weight, batch.targets_N, model.vocabulary))
 
     def save(self, finished: Finished, folder: Path) -> None:

@@ -60,9 +60,10 @@ class Batch:
     targets_N: Tensor  # the token after each input, or IGNORED
     lengths: tuple[int, ...]
     examples: tuple[Example, ...]
+    number: int = 0  # among the passes of its step
 
     @staticmethod
-    def of(examples: Sequence[Example], device: torch.device) -> "Batch":
+    def of(examples: Sequence[Example], device: torch.device, number: int = 0) -> "Batch":
         """The pass over these examples."""
         documents = [document for example in examples for document in example.documents]
         tokens = np.concatenate([document.tokens[:-1] for document in documents]).astype(np.int64)
@@ -74,6 +75,7 @@ class Batch:
             torch.from_numpy(targets).to(device),
             tuple(document.predictions for document in documents),
             tuple(examples),
+            number,
         )
 
     @property

@@ -44,7 +44,7 @@ def run_record(session: Session, name: str, base: Path, terms: Terms, data: Path
         files=hashes(model_files(out)),
         parents=[parent] if parent else [],
         parameters=sum(p.numel() for p in model.parameters()),
-        trained=sum(p.numel() for p in session.optimizer.parameters.values()),
+        trained=session.trained,
         scores=scores,
     )  # fmt: skip
 

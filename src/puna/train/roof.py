@@ -6,18 +6,16 @@ from collections.abc import Sequence
 import torch
 
 from puna.family.arithmetic import count_parameters
-from puna.model import Decoder
 from puna.train.method import Batch
 from puna.train.session import Session
 
 _SIZE = {"cpu": 1024, "cuda": 8192}  # of the square matrices: large enough to reach the roof, quick enough to ask
 
 
-def matrix_roof(model: Decoder) -> float:
-    """Floating-point operations a second of torch's product of two square matrices in the model's dtype, at best."""
-    device = model.device
+def matrix_roof(device: torch.device, dtype: torch.dtype) -> float:
+    """Floating-point operations a second of torch's product of two square matrices, at best."""
     size = _SIZE.get(device.type, 1024)
-    left, right = (torch.ones(size, size, dtype=model.dtype, device=device) for _ in range(2))
+    left, right = (torch.ones(size, size, dtype=dtype, device=device) for _ in range(2))
     best = float("inf")
     for _ in range(6):  # the first one warms up
         begun = time.perf_counter()
@@ -29,11 +27,11 @@ def matrix_roof(model: Decoder) -> float:
 def operations(session: Session, passes: Sequence[Batch]) -> float:
     """Of one step, what the mathematics needs (nothing computed twice): forward 2 per active weight and token, as many
     for the gradient of the states, as many for that of the weights that train; attention over what each token sees."""
-    config = session.model.config
+    config = session.shape
     parameters = count_parameters(config)
     table = 0 if config.tie_word_embeddings else config.vocab_size * config.hidden_size  # looked up, not multiplied
     active = parameters.active_text - table
-    trained = sum(p.numel() for p in session.optimizer.parameters.values()) / parameters.text
+    trained = session.trained / parameters.text
     found = 0.0
     for batch in passes:
         found += (4 + 2 * min(1.0, trained)) * active * sum(batch.lengths)

@@ -78,15 +78,20 @@ class Routing:
         tokens."""
         self._pass, self._tokens = {}, tokens
 
-    def close(self) -> Tensor | None:
-        """The pass's forward part is over: count its load; the term that joins its loss, weighted, if any. What the
-        backward part computes again does not count."""
+    def close(self, counts: bool = True) -> Tensor | None:
+        """The pass's forward part is over: count its load, if it `counts`; the term that joins its loss, weighted, if
+        any. What the backward part computes again does not count."""
         seen, self._pass = self._pass or {}, None
-        for number, (_, chosen_Nk) in seen.items():
+        for number, (_, chosen_Nk) in seen.items() if counts else ():
             self.loads[number] += chosen_Nk.flatten().bincount(minlength=len(self.loads[number])).cpu()
         if self.balancing != "auxiliary" or not seen or not self.strength:
             return None
         return self.strength * torch.stack([balance_loss(*each) for each in seen.values()]).mean()
+
+    def add_up(self, sums: Callable[[Tensor], Tensor]) -> None:
+        """The load of the step becomes that of all processes, which have trained on other passes."""
+        for number, load_E in self.loads.items():
+            self.loads[number] = sums(load_E.double()).long()
 
     def end(self) -> None:
         """A step is over: the biases follow its load."""

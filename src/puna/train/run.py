@@ -5,27 +5,26 @@ import shutil
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from puna.checkpoint.hf_config import read_config, read_generation
 from puna.checkpoint.hub import resolve
 from puna.checkpoint.lineage import write_record
-from puna.checkpoint.source import GenerationDefaults
 from puna.errors import PunaError
 from puna.model import Decoder
-from puna.text.tokenizer import Tokenizer, load_tokenizer
+from puna.text.tokenizer import Tokenizer
+from puna.train.base import open_base, put_together, shape_of
 from puna.train.card import write_card
 from puna.train.checkpoint import RunFolder
 from puna.train.config import TrainConfig
 from puna.train.context import context_notes, extended
 from puna.train.curves import draw_curves
 from puna.train.evaluate import heldout_bits
-from puna.train.initialise import initialise
 from puna.train.loop import Evaluation, Progress, run
-from puna.train.lora import opener
 from puna.train.method import Finished
 from puna.train.plan import Plan, make_plan
+from puna.train.processes import Processes, device_of, start
 from puna.train.record import authors_of, recorded, run_record
 from puna.train.session import Session
 from puna.train.terms import check_terms, terms_of
@@ -48,26 +47,47 @@ def train(
     (then training begins from scratch). A run that is killed goes on from its last saved step with `resume`. Raises
     PunaError for anything wrong with base, data or folder before the first step.
     """
-    check_files(config, data)
-    given = str(base.resolve() if base.exists() else base)
-    name, base = _named(base)
-    terms = terms_of(base, name)
-    for sentence in check_terms(terms, authors_of(config), config.domicile):
-        note(sentence)
-    model, tokenizer, generation = open_base(base, config)
-    folder = RunFolder(out, resume)
+    processes = start(config.mesh, device_of(config.device))
+    if not processes.first:
+        report, note = (lambda _: None), (lambda _: None)
+    with processes.together():
+        check_files(config, data)
+        if processes.first:
+            resolve(base)  # alone, where it is to be fetched
+    with processes.together():
+        given = str(base.resolve() if base.exists() else base)
+        name, base = _named(base)
+        terms = terms_of(base, name)
+        for sentence in check_terms(terms, authors_of(config), config.domicile):
+            note(sentence)
+        if config.heldout:
+            evaluations = (*evaluations, heldout_bits(data / config.heldout))
+        processes = processes.split(shape_of(base), config.mesh)
+        model, tokenizer, generation = open_base(base, config, processes)
+    folder = RunFolder(out, resume, processes)
     try:
         torch.set_flush_denormal(True)  # softmax over a vocabulary is full of them, and they are slow
         begun = time.time()
-        if config.heldout:
-            evaluations = (*evaluations, heldout_bits(data / config.heldout))
-        session = _opened(model, tokenizer, config, data, note)
+        session = _opened(model, tokenizer, config, data, note, processes)
         tokens = run(session, folder, evaluations, report, note)
         model.eval()
         session.routing.remove()
-        _finish(session, Finished(model, tokenizer, generation, given, config.context is not None), out)
+        if not processes.first:
+            return
+        if processes.size > 1:
+            del model
+            session = put_together(session, base, folder)
+        finished = Finished(session.model, tokenizer, generation, given, config.context is not None)
+        _finish(session, finished, out)
         recorded(session).write(out)
-        compute = {"seconds_of_last_session": round(time.time() - begun), "tokens": tokens, "steps": config.steps}
+        compute: dict[str, Any] = {
+            "seconds_of_last_session": round(time.time() - begun),
+            "tokens": tokens,
+            "steps": config.steps,
+        }
+        if processes.size > 1:
+            mesh = {"data": processes.data.size, "tensor": processes.peers.size, "expert": config.mesh.expert}
+            compute |= {"device": str(device_of(config.device)), "mesh": mesh}
         scores = [name for evaluation in evaluations for name in evaluation.names]
         record = run_record(session, name, base, terms, data, out, compute, scores)
         write_record(out, record)
@@ -81,21 +101,35 @@ def train(
 def plan(base: Path, config: TrainConfig, data: Path, note: Callable[[str], None] = lambda _: None) -> Plan:
     """What `train` would do and need, with one step really measured. Writes nothing but tokenised data. Raises
     PunaError for what `train` would refuse."""
-    check_files(config, data)
-    model, tokenizer, _ = open_base(_named(base)[1], config)
-    if config.heldout:
-        heldout_bits(data / config.heldout)
-    return make_plan(_opened(model, tokenizer, config, data, note))
+    processes = start(config.mesh, device_of(config.device))
+    if not processes.first:
+        note = lambda _: None  # noqa: E731 - as the caller's
+    with processes.together():
+        check_files(config, data)
+        if processes.first:
+            resolve(base)
+    with processes.together():
+        base = _named(base)[1]
+        if config.heldout:
+            heldout_bits(data / config.heldout)
+        processes = processes.split(shape_of(base), config.mesh)
+        model, tokenizer, _ = open_base(base, config, processes)
+    return make_plan(_opened(model, tokenizer, config, data, note, processes))
 
 
 def _opened(
-    model: Decoder, tokenizer: Tokenizer, config: TrainConfig, data: Path, note: Callable[[str], None]
+    model: Decoder,
+    tokenizer: Tokenizer,
+    config: TrainConfig,
+    data: Path,
+    note: Callable[[str], None],
+    processes: Processes,
 ) -> Session:
     """The run in memory, its model with the context that the run is for, and what there is to say of both."""
     before = model.config
     if config.context is not None:
         model.read_as(extended(before, config.context))
-    session = Session.of(model, tokenizer, config, data, cache_folder())
+    session = Session.of(model, tokenizer, config, data, cache_folder(), processes)
     for sentence in session.order.notes():
         note(sentence)
     if model.config != before:
@@ -122,29 +156,6 @@ def cache_folder() -> Path:
 
 def _named(base: Path) -> tuple[str, Path]:
     return base.name if base.exists() else str(base), resolve(base)
-
-
-def open_base(base: Path, config: TrainConfig) -> tuple[Decoder, Tokenizer, GenerationDefaults | None]:
-    """Weights (or first values for a shape without), tokenizer and sampling defaults. Raises PunaError."""
-    dtype = getattr(torch, config.dtype)
-    device = config.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    names = [p.name for p in base.iterdir()] if base.is_dir() else [base.name]
-    if any(name.endswith((".safetensors", ".gguf", ".pth", ".bin")) for name in names):
-        loaded = opener(config)(base, device, dtype)
-        model, tokenizer, generation = loaded.model, loaded.tokenizer, loaded.generation
-    elif "config.json" in names:
-        model = Decoder(read_config(base / "config.json"))
-        generation = read_generation(base / "generation_config.json", model.config)
-        initialise(model, config.seed)
-        model, tokenizer = model.to(device, dtype), load_tokenizer(base)
-    else:
-        raise PunaError(f"{base}: neither a checkpoint nor a folder with config.json to begin from")
-    if tokenizer is None:
-        raise PunaError(f"{base}: no tokenizer; put tokenizer.json or tokenizer.model beside config.json")
-    if tokenizer.vocab_size > model.config.vocab_size:
-        sizes = f"{tokenizer.vocab_size} ids, the model's vocabulary only {model.config.vocab_size}"
-        raise PunaError(f"{base}: the tokenizer has {sizes}")
-    return model, tokenizer, generation
 
 
 def _finish(session: Session, finished: Finished, out: Path) -> None:

@@ -1,19 +1,29 @@
 """Everything that a run has in memory: model, method, data in order, optimizer, routers."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from math import prod
 from pathlib import Path
+from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
+from puna.errors import PunaError
+from puna.family.config import ModelConfig
 from puna.model import Decoder
 from puna.text.tokenizer import Tokenizer
 from puna.train.config import TrainConfig
 from puna.train.data import StageData
+from puna.train.dpo import DPO
 from puna.train.method import Batch, Example, Method
 from puna.train.methods import METHODS
 from puna.train.optimizer import Optimizer
+from puna.train.pieces import Piece
+from puna.train.processes import Processes
 from puna.train.routing import Routing
+from puna.train.sharded import ShardedOptimizer, deal
+
+ALONE = ("grpo",)  # methods that one process runs
 
 
 class Order:
@@ -64,27 +74,49 @@ class Session:
     order: Order
     optimizer: Optimizer
     routing: Routing
+    processes: Processes = field(default_factory=Processes.alone)
 
     @staticmethod
-    def of(model: Decoder, tokenizer: Tokenizer, config: TrainConfig, folder: Path, cache: Path | None) -> "Session":
+    def of(
+        model: Decoder,
+        tokenizer: Tokenizer,
+        config: TrainConfig,
+        folder: Path,
+        cache: Path | None,
+        processes: Processes | None = None,
+    ) -> "Session":
         """Read the data, choose what trains, make its optimizer. Raises PunaError for bad data or options."""
-        method = METHODS[config.method](config)
-        order = Order(config, folder, tokenizer, method, cache)
-        model.requires_grad_(False)
-        method.prepare(model, config.seed)
+        processes = processes or Processes.alone()
+        with processes.together():
+            method = METHODS[config.method](config)
+            if processes.size > 1 and config.method in ALONE:
+                raise PunaError(f"method: {config.method} generates in one process; start it without torchrun")
+            order = Order(config, folder, tokenizer, method, cache) if processes.first else None
+        with processes.together():  # the others read what the first has tokenised
+            order = order or Order(config, folder, tokenizer, method, cache)
+            model.requires_grad_(False)
+            method.prepare(model, config.seed)
         chooses = any(".router." in name and p.requires_grad for name, p in model.named_parameters())
         # what nobody can change needs no balance, and its loss would pull at everything below
         routing = Routing(model, config.balancing if chooses else "none", config.balance)
         muon = (config.optimizer or method.optimizer) == "muon"
-        optimizer = Optimizer(
-            dict(model.named_parameters()),
-            muon=muon,
-            rate=config.vector_rate if muon else config.rate or method.rate,
-            matrix_rate=config.matrix_rate,
-            weight_decay=config.weight_decay,
-            clip=config.clip,
-        )
-        return Session(config, model, tokenizer, method, order, optimizer, routing)
+        options: dict[str, Any] = {
+            "muon": muon, "rate": config.vector_rate if muon else config.rate or method.rate,
+            "matrix_rate": config.matrix_rate, "weight_decay": config.weight_decay, "clip": config.clip,
+        }  # fmt: skip
+        optimizer = _optimizer(model, method, processes, options)
+        return Session(config, model, tokenizer, method, order, optimizer, routing, processes)
+
+    @property
+    def shape(self) -> ModelConfig:
+        """The whole model's."""
+        share = self.processes.share
+        return self.model.config if share is None else share.sharding.config
+
+    @property
+    def trained(self) -> int:
+        """How many parameters train, of the whole model."""
+        return sum(prod(piece.shape) for piece in self.optimizer.pieces().values())
 
     def passes(self, step: int) -> list[Batch]:
         """A step's examples as passes of about `micro_tokens` predictions, of one example at least."""
@@ -97,13 +129,30 @@ class Session:
                 room = self.config.micro_tokens
             groups[-1].append(example)
             room -= example.predictions
-        return [Batch.of(group, self.model.device) for group in groups]
+        return [Batch.of(group, self.model.device, number) for number, group in enumerate(groups)]
 
     def state_dict(self) -> dict[str, Tensor]:
         """All that a resumed run needs."""
         return self.optimizer.state_dict() | self.routing.state_dict()
 
-    def load_state_dict(self, tensors: dict[str, Tensor], steps: int) -> None:
+    def pieces(self) -> dict[str, Piece]:
+        """Which part of each whole tensor `state_dict` holds."""
+        kinds = {name: ("master", *kinds.keys() - {"low"}) for name, kinds in self.optimizer.state.items()}
+        own = {f"{name}/{kind}": piece for name, piece in self.optimizer.pieces().items() for kind in kinds[name]}
+        return own | {name: Piece.whole(tensor.shape) for name, tensor in self.routing.state_dict().items()}
+
+    def load_state_dict(self, tensors: Mapping[str, Tensor], steps: int) -> None:
         """Take back what `state_dict` gave."""
         self.optimizer.load_state_dict(tensors, steps)
         self.routing.load_state_dict(tensors)
+
+
+def _optimizer(model: Decoder, method: Method, processes: Processes, options: dict[str, Any]) -> Optimizer:
+    """Of one process, or of its part of a model that is now dealt to all of them."""
+    if processes.size == 1:
+        return Optimizer(dict(model.named_parameters()), **options)
+    pieces = deal(model, processes)
+    if isinstance(method, DPO):
+        method.join(processes)
+    parameters: dict[str, nn.Parameter] = dict(model.named_parameters())
+    return ShardedOptimizer(parameters, pieces, processes, **options)

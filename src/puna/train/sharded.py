@@ -11,13 +11,32 @@ import torch
 from torch import Tensor, nn
 
 from puna.model import Decoder
+from puna.model.ranks import Ranks
 from puna.train.optimizer import Optimizer, matrix_update
 from puna.train.pieces import Piece, described, understood
 from puna.train.processes import Processes
+from puna.train.slices import Slices
+from puna.train.tensor_parallel import connect_training
 
 
-def shard(model: Decoder, processes: Processes) -> None:
-    """Deal a decoder's weights, in place, to this process and its data group. What trains is to be chosen before."""
+def deal(model: Decoder, processes: Processes) -> dict[str, Piece]:
+    """Join a decoder with the other processes' and keep this one's part of it; what trains is to be chosen before.
+
+    Gives what this process holds of each parameter: slices where matrices are split (the decoder holds them already),
+    and of these the rows that fall to it.
+    """
+    pieces = {name: Piece.whole(p.shape) for name, p in model.named_parameters()}
+    if processes.share is not None:
+        slices = Slices(processes.share)
+        pieces = {name: Piece.whole(slices.whole_shape(name, piece.shape)).cut(slices.cuts(name))
+                  for name, piece in pieces.items()}  # fmt: skip
+        connect_training(model, processes.share)
+    if processes.data.size > 1:
+        _shard(model, processes)
+    return {name: _rows(piece, processes.data) for name, piece in pieces.items()}
+
+
+def _shard(model: Decoder, processes: Processes) -> None:
     from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 
     dtype = model.dtype
@@ -46,11 +65,11 @@ def _own(parameter: nn.Parameter) -> nn.Parameter:
     return parameter if held(parameter) is parameter else nn.Parameter(held(parameter))
 
 
-def rows_of(piece: Piece, processes: Processes) -> Piece:
-    """Which rows of what its tensor group's place holds a process of the data group keeps (FSDP2's even chunks)."""
-    count, groups = piece.held[0], processes.data.size
-    chunk = -(-count // groups)
-    start = min(count, processes.data.rank * chunk)
+def _rows(piece: Piece, data: Ranks) -> Piece:
+    """The rows of a piece that fall to one of a data group's processes: even chunks, as FSDP2 deals them."""
+    count = piece.held[0]
+    chunk = -(-count // data.size)
+    start = min(count, data.rank * chunk)
     return piece.rows(start, min(count, start + chunk))
 
 
@@ -66,6 +85,7 @@ class ShardedOptimizer(Optimizer):
         self._own = {name: pieces[name] for name in self.parameters}
         assert all(p.shape == self._own[name].held for name, p in self.parameters.items()), "rows as FSDP2 deals them"
         self._processes = processes
+        self._slices = None if processes.share is None else Slices(processes.share)
         told = processes.tell(described(self._own))
         self._everyones = [understood(text) for text in told]
         holders = {name: [each[name] for each in self._everyones] for name in self._own}
@@ -83,7 +103,9 @@ class ShardedOptimizer(Optimizer):
         return super().gradients()
 
     def step(self, schedule: float) -> float:
-        """As `Optimizer.step`."""
+        """As `Optimizer.step`. All processes take it together."""
+        if self._slices is not None:
+            self._slices.finish(self.gradients())
         norm = super().step(schedule)
         for parameter in self._dealt.values():
             parameter.grad = None
@@ -96,7 +118,7 @@ class ShardedOptimizer(Optimizer):
         return float(total) ** 0.5
 
     def orthogonal(self, name: str, grad: Tensor) -> Tensor:
-        """This process's part of the update that the whole matrix's gradient gives."""
+        """This process's part of the update that the whole matrix's gradient gives. Every process computes it whole."""
         own = self._own[name]
         if all(ranges == ((0, size),) for ranges, size in zip(own.axes[-2:], own.shape[-2:], strict=True)):
             return matrix_update(name, grad) if grad.numel() else grad  # whole experts

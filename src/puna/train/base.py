@@ -1,0 +1,93 @@
+"""What a run begins with, each process reading its own part of it, and the whole result of several."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from puna.checkpoint.hf_config import read_config, read_generation
+from puna.checkpoint.shard import ShardSource
+from puna.checkpoint.source import GenerationDefaults, load_source, open_source
+from puna.errors import PunaError
+from puna.family.config import ModelConfig
+from puna.model import Decoder
+from puna.model.parallel import local_decoder
+from puna.text.tokenizer import Tokenizer, load_tokenizer
+from puna.train.checkpoint import RunFolder
+from puna.train.config import TrainConfig
+from puna.train.context import extended
+from puna.train.initialise import initialise
+from puna.train.lora import opener
+from puna.train.optimizer import take_master
+from puna.train.pieces import Piece
+from puna.train.processes import Processes, device_of
+from puna.train.session import Session
+from puna.train.slices import Slices
+
+Opened = tuple[Decoder, Tokenizer, GenerationDefaults | None]
+WEIGHTS = (".safetensors", ".gguf", ".pth", ".bin")
+
+
+def has_weights(base: Path) -> bool:
+    """Whether it is a checkpoint, not a shape alone."""
+    names = [p.name for p in base.iterdir()] if base.is_dir() else [base.name]
+    return any(name.endswith(WEIGHTS) for name in names)
+
+
+def shape_of(base: Path) -> ModelConfig:
+    """The base's shape. Raises PunaError where it is neither a checkpoint nor a shape."""
+    if has_weights(base):
+        return open_source(base, text_only=True).config
+    if not (base / "config.json").is_file():
+        raise PunaError(f"{base}: neither a checkpoint nor a folder with config.json to begin from")
+    return read_config(base / "config.json")
+
+
+def open_base(base: Path, config: TrainConfig, processes: Processes) -> Opened:
+    """Weights (or first values for a shape without), tokenizer and sampling defaults. Raises PunaError."""
+    dtype, device = getattr(torch, config.dtype), device_of(config.device)
+    share = processes.share
+    if has_weights(base) and share is not None:
+        source = ShardSource(open_source(base, text_only=True), share.sharding, share.rank)
+        loaded = load_source(source, device, dtype, local_decoder(share.sharding, share.rank))
+        model, tokenizer, generation = loaded.model, loaded.tokenizer, loaded.generation
+    elif has_weights(base):
+        loaded = opener(config)(base, device, dtype)
+        model, tokenizer, generation = loaded.model, loaded.tokenizer, loaded.generation
+    else:
+        model = Decoder(shape_of(base))
+        generation = read_generation(base / "generation_config.json", model.config)
+        initialise(model, config.seed)
+        if share is not None:
+            model = _slices(model, processes)
+        model, tokenizer = model.to(device, dtype), load_tokenizer(base)
+    if tokenizer is None:
+        raise PunaError(f"{base}: no tokenizer; put tokenizer.json or tokenizer.model beside config.json")
+    if tokenizer.vocab_size > model.config.vocab_size:
+        sizes = f"{tokenizer.vocab_size} ids, the model's vocabulary only {model.config.vocab_size}"
+        raise PunaError(f"{base}: the tokenizer has {sizes}")
+    return model, tokenizer, generation
+
+
+def _slices(model: Decoder, processes: Processes) -> Decoder:
+    """This process's slices of a whole decoder."""
+    assert processes.share is not None
+    slices, local = Slices(processes.share), local_decoder(processes.share.sharding, processes.share.rank)
+    local.load_state_dict({name: slices.mine(name, p.data) for name, p in model.named_parameters()}, assign=True)
+    return local
+
+
+def put_together(session: Session, base: Path, folder: RunFolder) -> Session:
+    """What several processes trained, in this one alone: the whole model, in its dtype in the CPU's memory, made from
+    the base and the masters that all have saved, which are read one by one."""
+    config = session.config
+    model, _, _ = open_base(base, config.model_copy(update={"device": "cpu"}), Processes.alone())
+    if config.context is not None:
+        model.read_as(extended(model.config, config.context))
+    session.method.prepare(model, config.seed)
+    found = folder.load()
+    assert found is not None, "a run saves its last step"
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            take_master(parameter, found[0].read(f"{name}/master", Piece.whole(parameter.shape)), None)
+    return replace(session, model=model.eval(), processes=Processes.alone())
