@@ -19,6 +19,7 @@ from torch import Tensor
 from puna.family.config import ModelConfig
 from puna.family.sharding import Mesh, Sharding
 from puna.model import Decoder
+from puna.model.adapt import Lora, attach, set_dropout
 from puna.model.parallel import join, local_decoder
 from puna.model.ranks import Ranks
 from puna.train.loop import recomputing
@@ -35,6 +36,7 @@ SHAPES: dict[str, ModelConfig] = CONFIGS | {
     # more experts than some passes choose
     "many experts": CONFIGS["maverick"].with_(num_experts=16),
 }
+SEED = 11
 
 
 def batches(config: ModelConfig) -> list[Batch]:
@@ -54,6 +56,7 @@ def gradients(model: Decoder, batch: Batch, kind: str, recompute: bool) -> tuple
     routing = Routing(model, "auxiliary", 0.1)
     routing.begin(1.0)
     routing.open(sum(batch.lengths))
+    set_dropout(model, SEED)
     with recomputing(model, recompute):
         states = batch.states(model)
         if kind == "sum":
@@ -69,15 +72,37 @@ def gradients(model: Decoder, batch: Batch, kind: str, recompute: bool) -> tuple
     return loss.item(), found
 
 
-def split(whole: Decoder, sharding: Sharding) -> tuple[Decoder, Slices]:
+def split(whole: Decoder, sharding: Sharding, lora: Lora | None) -> tuple[Decoder, Slices]:
     """This process's part of a decoder, connected."""
     share = join(sharding)
     slices = Slices(share)
     local = local_decoder(sharding, share.rank)
     local.load_state_dict({name: slices.mine(name, w) for name, w in whole.state_dict().items()}, assign=True)
     local.requires_grad_(True)
+    if lora is not None:
+        attach(whole, lora, SEED)
+        attach(local, lora, SEED)
+        slices.draw(local, SEED)
+        for name, p in whole.named_parameters():
+            p.requires_grad_("lora_" in name or name.endswith("magnitude"))
+        for name, p in local.named_parameters():
+            p.requires_grad_("lora_" in name or name.endswith("magnitude"))
     connect_training(local, share)
+    if lora is not None:
+        stir(whole, local, slices)
     return local, slices
+
+
+def stir(whole: Decoder, local: Decoder, slices: Slices) -> None:
+    """Updates begin alike on both; then B, which is zero at first, gets values, and so do lengths."""
+    generator = torch.Generator().manual_seed(7)
+    mine = dict(local.named_parameters())
+    with torch.no_grad():
+        for name, p in whole.named_parameters():
+            if p.requires_grad:
+                assert torch.allclose(mine[name], slices.mine(name, p), rtol=1e-6), name
+                p += 0.1 * torch.randn(p.shape, generator=generator)
+                mine[name].copy_(slices.mine(name, p))
 
 
 def compared(case: dict[str, Any]) -> dict[str, Any]:
@@ -85,7 +110,8 @@ def compared(case: dict[str, Any]) -> dict[str, Any]:
     config = SHAPES[case["shape"]]
     whole = decoder(config)
     whole.requires_grad_(True)
-    local, slices = split(whole, Sharding(config, Mesh(dist.get_world_size(), case["expert"])))
+    lora = Lora(**case["lora"]) if "lora" in case else None
+    local, slices = split(whole, Sharding(config, Mesh(dist.get_world_size(), case["expert"])), lora)
     worst = {"loss": 0.0, "gradient": 0.0, "norm": 0.0, "alike": 0.0, "missing": 0.0, "where": ""}
     for batch in batches(config)[: case.get("passes")]:
         expected_loss, expected = gradients(whole, batch, case["loss"], False)

@@ -8,6 +8,7 @@ from ranks import run_ranks
 
 # Sums in another order round otherwise: of the gradient's norm, at most 8e-7 was measured.
 TOLERANCE = 1e-5
+EVERYTHING = ["attention", "feed_forward", "experts", "router", "output"]
 CASES: dict[str, dict[str, Any]] = {
     "dense": {"shape": "llama3.1", "expert": 1, "loss": "sum"},
     "tied, an odd vocabulary": {"shape": "odd vocabulary", "expert": 1, "loss": "sum"},
@@ -16,7 +17,18 @@ CASES: dict[str, dict[str, Any]] = {
     "experts split in width": {"shape": "scout", "expert": 1, "loss": "sum"},
     "experts dealt": {"shape": "scout", "expert": 2, "loss": "tokens"},
     "experts without rows, computed again": {"shape": "many experts", "expert": 2, "loss": "sum", "recompute": True},
-}
+    "LoRA of everything": {"shape": "scout", "expert": 2, "loss": "sum", "lora": {"rank": 4, "targets": EVERYTHING}},
+    "LoRA of experts split in width, with dropout": {
+        "shape": "maverick", "expert": 1, "loss": "sum", "lora": {"rank": 4, "dropout": 0.3}, "recompute": True,
+    },
+    "DoRA, tied output": {
+        "shape": "odd vocabulary", "expert": 1, "loss": "sum",
+        "lora": {"rank": 4, "dora": True, "targets": ["attention", "feed_forward", "output"]},
+    },
+    "DoRA of copied heads, with dropout": {
+        "shape": "one head", "expert": 1, "loss": "sum", "lora": {"rank": 4, "dora": True, "dropout": 0.3},
+    },
+}  # fmt: skip
 # of each layer in turn: attention; a dense layer or the routed experts and the shared one; at last the output
 SHARES = ("attention", "dense layer", "second attention", "experts", "shared expert")
 MISTAKES: dict[str, dict[str, Any]] = {

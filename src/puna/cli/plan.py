@@ -1,4 +1,4 @@
-"""`puna plan`: what each process holds of a model that several share."""
+"""`puna plan`: what each process holds of a model that several share, to answer with it or to train it."""
 
 import json
 from pathlib import Path
@@ -23,17 +23,30 @@ def plan(
     model: str = typer.Argument(help="A member (llama-3.1-405b, maverick, a hub id), a checkpoint, or a config.json."),
     tensor: int | None = typer.Option(None, "--tensor-parallel", min=1, help="Processes that split each matrix."),
     expert: int | None = typer.Option(None, "--expert-parallel", min=1, help="Groups that the experts are dealt to."),
-    context: int = typer.Option(8192, "--context", min=1, help="Tokens of one sequence's keys and values."),
+    context: int | None = typer.Option(None, "--context", min=1, help="Tokens of a sequence's keys and values. [8192]"),
     bits: list[str] = typer.Option([], "--bits", help="Only bf16, fp8, int8 or int4. May be given several times."),
+    train: str | None = typer.Option(None, "--train", help="Plan a training run: full, pretrain, lora or qlora."),
+    data: int | None = typer.Option(None, "--data-parallel", min=1, help="With --train: groups with other passes."),
+    tokens: int | None = typer.Option(None, "--tokens", min=1, help="With --train: of a group's pass. [6144]"),
+    rank: int | None = typer.Option(None, "--rank", min=1, help="With --train lora or qlora: of the updates. [16]"),
     as_json: bool = typer.Option(False, "--json", help="Print JSON for scripts."),
 ) -> None:
     """Show how a model splits over processes, and the bytes that each holds.
 
-    Without numbers of processes, a table of 1 to 16; with them, also which matrix is split how.
+    Without numbers of processes, a table of 1 to 16 (with --train of 1 to 512); with them, also which matrix is split
+    how.
 
     Example: puna plan llama-3.1-405b --tensor-parallel 8 --context 131072
     """
     config = _config(model)
+    _refuse_others(train, {"--context": context, "--bits": bits}, {"--data-parallel": data, "--tokens": tokens,
+                   "--rank": rank})  # fmt: skip
+    if train is not None:
+        from puna.cli.plan_training import plan_training
+
+        plan_training(model, config, train, data, tensor, expert, tokens or 6144, rank or 16, as_json)
+        return
+    context = context or min(8192, config.context_length)
     if context > config.context_length:
         raise PunaError(f"--context {context:,} is more than the model's {config.context_length:,} tokens; lower it")
     wanted = bits or list(formats(config))
@@ -51,6 +64,13 @@ def plan(
         typer.echo(json.dumps(facts, indent=2))
     else:
         _print(facts)
+
+
+def _refuse_others(train: str | None, serving: dict[str, Any], training: dict[str, Any]) -> None:
+    """Raises PunaError for an option that says nothing about what is planned."""
+    for name, value in (training if train is None else serving).items():
+        if value:
+            raise PunaError(f"{name} is for plans {'with' if train is None else 'without'} --train; leave it out")
 
 
 def _config(model: str) -> ModelConfig:

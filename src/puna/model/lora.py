@@ -19,6 +19,7 @@ from puna.model.feedforward import Experts
 from puna.model.frozen import FrozenLinear
 from puna.model.linear import Embedding, Linear
 from puna.model.packed import PackedEmbedding
+from puna.model.ranks import Ranks
 
 
 @dataclass(frozen=True)
@@ -78,11 +79,13 @@ class Dropout:
     share: float
     layer: int
     seed: int = 0
+    columns: tuple[int, int, int] | None = None  # first, last+1 and number of all, where the inputs are a part of them
 
     def __call__(self, x: Tensor) -> Tensor:
         generator = torch.Generator(x.device).manual_seed((self.seed * 1_000_003 + self.layer) % 2**63)
-        kept = torch.rand(x.shape, generator=generator, device=x.device) >= self.share
-        return x * kept / (1 - self.share)
+        first, last, inputs = self.columns or (0, x.shape[-1], x.shape[-1])
+        kept = torch.rand((*x.shape[:-1], inputs), generator=generator, device=x.device) >= self.share
+        return x * kept[..., first:last] / (1 - self.share)
 
 
 class LoRALinear(nn.Module):
@@ -93,6 +96,7 @@ class LoRALinear(nn.Module):
         super().__init__()
         outputs, inputs = shape
         self.base, self.scale, self.dropout, self.enabled = base, scale, dropout, True
+        self.ranks: Ranks | None = None  # who hold the other inputs' columns, where processes share them
         self.lora_A = nn.Parameter(torch.zeros(rank, inputs, dtype=dtype))
         self.lora_B = nn.Parameter(torch.zeros(outputs, rank, dtype=dtype))
         self.magnitude: nn.Parameter | None = None
@@ -102,8 +106,16 @@ class LoRALinear(nn.Module):
 
     def draw(self, generator: torch.Generator) -> None:
         """The first values: A uniform within 1 / sqrt(K), B zero, so that nothing changes yet."""
-        with torch.no_grad():
-            self.lora_A.copy_(uniform(self.lora_A.shape, generator))
+        draw(self.lora_A, generator)
+
+    def join(self, ranks: Ranks, columns: tuple[int, int, int]) -> None:
+        """This layer has some columns of the weight (first, last+1, number of all), others have the rest."""
+        self.ranks = ranks
+        if self.dropout is not None:
+            self.dropout.columns = columns
+        if self.magnitude is not None:
+            with torch.no_grad():
+                self.magnitude.copy_(ranks.sum(cast(Tensor, self.squares)).sqrt())
 
     def update(self) -> Update:
         """What was learnt, detached."""
@@ -144,6 +156,7 @@ class LoRALinear(nn.Module):
             crossed = self.base(self.lora_A).float().T
             added = B * (2 * self.scale * crossed + self.scale**2 * B @ (A @ A.T))
             square = cast(Tensor, self.squares) + added.sum(1)
+            square = self.ranks.sum(square) if self.ranks else square
             present = square.clamp_(min=0).sqrt_().to(self.magnitude.dtype)
         return self.magnitude / present
 
@@ -161,10 +174,8 @@ class LoRAExperts(nn.Module):
 
     def draw(self, generator: torch.Generator) -> None:
         """As `LoRALinear.draw`."""
-        with torch.no_grad():
-            for part in self.parts:
-                weight = self.get_parameter(f"{part}_lora_A")
-                weight.copy_(uniform(weight.shape, generator))
+        for part in self.parts:
+            draw(self.get_parameter(f"{part}_lora_A"), generator)
 
     def update(self, part: str) -> Update:
         """What was learnt of one of the parts, detached."""
@@ -237,10 +248,17 @@ def added(y: Tensor, inner: Tensor, b: Tensor) -> Tensor:
     return torch.addmm(y.flatten(0, -2), inner.flatten(0, -2), b.T).view_as(y)
 
 
-def uniform(shape: torch.Size, generator: torch.Generator) -> Tensor:
+@torch.no_grad()
+def draw(a: Tensor, generator: torch.Generator) -> None:
+    """Fill an A, if it has memory, with its first values."""
+    if not a.is_meta:
+        a.copy_(uniform(a.shape, generator))
+
+
+def uniform(shape: Sequence[int], generator: torch.Generator) -> Tensor:
     """PEFT's first values of A: Kaiming's with a = sqrt(5), which is uniform within 1 / sqrt(inputs)."""
     bound = shape[-1] ** -0.5
-    return torch.rand(shape, generator=generator) * (2 * bound) - bound
+    return torch.rand(tuple(shape), generator=generator) * (2 * bound) - bound
 
 
 def row_squares(base: Base) -> Tensor:

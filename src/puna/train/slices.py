@@ -14,6 +14,8 @@ from torch import Tensor
 
 from puna.checkpoint.shard import narrowed
 from puna.family.sharding import Cut
+from puna.model import Decoder
+from puna.model.lora import LoRAExperts, LoRALinear, uniform
 from puna.model.parallel import Share
 
 # what of an update's tensor lies along which axis of its weight: {weight's axis: own axis}
@@ -66,6 +68,16 @@ class Slices:
     def mine(self, name: str, whole: Tensor) -> Tensor:
         """This process's slice of a whole parameter, or of what has its shape, in memory of its own."""
         return narrowed(whole, self.cuts(name)).clone()
+
+    def draw(self, decoder: Decoder, seed: int) -> None:
+        """Give the updates that `puna.model.adapt.attach` made of slices the first values that whole ones have."""
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for path, module in decoder.named_modules():
+                if isinstance(module, LoRALinear | LoRAExperts):
+                    for name, a in module.named_parameters(path, recurse=False):
+                        if name.endswith("lora_A"):
+                            a.copy_(self.mine(name, uniform(self.whole_shape(name, a.shape), generator)))
 
     def whole_shape(self, name: str, mine: Sequence[int]) -> tuple[int, ...]:
         """A parameter's whole shape, from that of this process's slice."""

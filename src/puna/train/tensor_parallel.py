@@ -14,8 +14,10 @@ from torch import Tensor, nn
 from puna.errors import PunaError
 from puna.family.sharding import Range
 from puna.model import Decoder
+from puna.model.lora import LoRALinear
 from puna.model.parallel import Share, join_parts, moe_of, rows_of
 from puna.model.ranks import Ranks
+from puna.train.slices import Slices
 
 
 def connect_training(decoder: Decoder, share: Share) -> None:
@@ -29,6 +31,12 @@ def connect_training(decoder: Decoder, share: Share) -> None:
     if config.vision is not None:
         raise PunaError("a model with a vision tower can't train with mesh.tensor above 1; leave it out")
     join_parts(decoder, share)
+    slices = Slices(share)
+    for path, module in decoder.named_modules():
+        if isinstance(module, LoRALinear):
+            name = f"{path}.lora_A"
+            for cut in slices.cuts(name):
+                module.join(peers, (*cut.ranges[0], slices.whole_shape(name, module.lora_A.shape)[cut.axis]))
 
     def begin(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         return peers.share(args[0]), *args[1:]
@@ -57,9 +65,8 @@ def _own_experts(
         start, stop = rows_of(experts, counts)
         rows_CD, mine = x_CD[start:stop], counts[slice(*experts)]
         if start == stop:
-            out_CD = forward(F.pad(rows_CD, (0, 0, 0, 1)), [1, *mine[1:]])[:0]
-        else:
-            out_CD = forward(rows_CD, mine)
+            rows_CD, mine = F.pad(rows_CD, (0, 0, 0, 1)), [1, *mine[1:]]
+        out_CD = forward(rows_CD, mine)[: stop - start]
         return F.pad(out_CD, (0, 0, start, len(x_CD) - stop))
 
     return own
