@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import puna
-from puna.checkpoint.source import save
+from puna.checkpoint.source import open_source, save
 from puna.errors import PunaError
 from puna.family.config import ModelConfig
 from puna.text.tokenizer import Tokenizer
@@ -118,7 +118,7 @@ def test_recomputed_passes_drop_the_same_inputs(work: Path) -> None:
 
 
 def opened(base: Path, config: TrainConfig, data: Path) -> Session:
-    loaded = opener(config)(base, "cpu", torch.float32)
+    loaded = opener(config)(open_source(base), "cpu", torch.float32)
     assert loaded.tokenizer is not None
     return Session.of(loaded.model, loaded.tokenizer, config, data, None)
 

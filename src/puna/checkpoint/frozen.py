@@ -1,12 +1,9 @@
 """Loading a base whose layers stay in few bits while updates beside them train."""
 
-from pathlib import Path
-
 import torch
 from torch import nn
 
-from puna.checkpoint.hub import resolve
-from puna.checkpoint.source import Loaded, Source, _empty_decoder, open_source
+from puna.checkpoint.source import Loaded, Source, _empty_decoder
 from puna.checkpoint.validate import check_finite, check_shapes
 from puna.model import Decoder
 from puna.model.frozen import FrozenLinear
@@ -16,14 +13,15 @@ from puna.model.packing import requantized
 from puna.model.quantized import Quantized, Weight, plain
 
 
-def load_frozen(path: str | Path, device: str | torch.device, dtype: torch.dtype, bits: int) -> Loaded:
-    """As `puna.checkpoint.load`, with attention, feed-forward and experts in 4 or 8 bits; a file that has as few keeps
-    its own. Embedding, output layer, routers and norms are floats of `dtype`. Memory peaks a tensor above the result.
+def load_frozen(
+    source: Source, device: str | torch.device, dtype: torch.dtype, bits: int, model: Decoder | None = None
+) -> Loaded:
+    """As `load_source`, with attention, feed-forward and experts in 4 or 8 bits; a file that has as few keeps its own.
+    Embedding, output layer, routers and norms are floats of `dtype`. Memory peaks a tensor above the result.
 
     Raises PunaError as `load` does.
     """
-    source = open_source(resolve(path))
-    model = _empty_decoder(source)
+    model = model or _empty_decoder(source)
     check_shapes(source, {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()})
     for name in list(model.state_dict()):
         owner_name, _, last = name.rpartition(".")
@@ -33,7 +31,8 @@ def load_frozen(path: str | Path, device: str | torch.device, dtype: torch.dtype
             _replace(model, owner_name, FrozenLinear(few).to(device))
         elif ".experts." in name:
             if last == "gate_up_proj":
-                _replace(model, owner_name, _experts(source, owner_name, model.config.num_experts, bits).to(device))
+                count = len(owner.get_parameter(last))
+                _replace(model, owner_name, _experts(source, owner_name, count, bits).to(device))
         else:
             weight = plain(_checked(source, name)).to(device, dtype)
             setattr(owner, last, nn.Parameter(weight, requires_grad=False))

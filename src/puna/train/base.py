@@ -7,7 +7,7 @@ import torch
 
 from puna.checkpoint.hf_config import read_config, read_generation
 from puna.checkpoint.shard import ShardSource
-from puna.checkpoint.source import GenerationDefaults, load_source, open_source
+from puna.checkpoint.source import GenerationDefaults, open_source
 from puna.errors import PunaError
 from puna.family.config import ModelConfig
 from puna.model import Decoder
@@ -47,12 +47,12 @@ def open_base(base: Path, config: TrainConfig, processes: Processes) -> Opened:
     """Weights (or first values for a shape without), tokenizer and sampling defaults. Raises PunaError."""
     dtype, device = getattr(torch, config.dtype), device_of(config.device)
     share = processes.share
-    if has_weights(base) and share is not None:
-        source = ShardSource(open_source(base, text_only=True), share.sharding, share.rank)
-        loaded = load_source(source, device, dtype, local_decoder(share.sharding, share.rank))
-        model, tokenizer, generation = loaded.model, loaded.tokenizer, loaded.generation
-    elif has_weights(base):
-        loaded = opener(config)(base, device, dtype)
+    if has_weights(base):
+        source, empty = open_source(base, text_only=share is not None), None
+        if share is not None:
+            source = ShardSource(source, share.sharding, share.rank)
+            empty = local_decoder(share.sharding, share.rank)
+        loaded = opener(config)(source, device, dtype, empty)
         model, tokenizer, generation = loaded.model, loaded.tokenizer, loaded.generation
     else:
         model = Decoder(shape_of(base))
@@ -88,6 +88,6 @@ def put_together(session: Session, base: Path, folder: RunFolder) -> Session:
     found = folder.load()
     assert found is not None, "a run saves its last step"
     for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
+        if name in session.optimizer.parameters:  # a tower, which texts don't train, is the base's
             take_master(parameter, found[0].read(f"{name}/master", Piece.whole(parameter.shape)), None)
     return replace(session, model=model.eval(), processes=Processes.alone())

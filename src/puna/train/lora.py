@@ -8,7 +8,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from puna.checkpoint.peft_write import write_adapter
-from puna.checkpoint.source import Loaded, load, save
+from puna.checkpoint.source import Loaded, Source, load_source, save
 from puna.errors import PunaError
 from puna.model import Decoder
 from puna.model.adapt import TARGETS, Lora, attach, set_dropout, updates
@@ -177,14 +177,16 @@ class QLoRATuning(LoRATuning):
 
 
 def opener(config: TrainConfig) -> Callable[..., Loaded]:
-    """How to load the base of a run: in few bits where the method keeps it so."""
+    """How to load the base of a run, as `load_source` takes it: in few bits where the method keeps it so."""
     from puna.checkpoint.frozen import load_frozen
 
     bits = config.options.get("bits", 4 if config.method == QLoRATuning.name else None)
     if bits not in (4, 8):
-        return load
+        return load_source
 
-    def frozen(path: Any, device: str | torch.device, dtype: torch.dtype) -> Loaded:
-        return load_frozen(path, device, dtype, bits)
+    def frozen(
+        source: Source, device: str | torch.device, dtype: torch.dtype, model: Decoder | None = None
+    ) -> Loaded:
+        return load_frozen(source, device, dtype, bits, model)
 
     return frozen

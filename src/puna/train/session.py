@@ -22,6 +22,7 @@ from puna.train.pieces import Piece
 from puna.train.processes import Processes
 from puna.train.routing import Routing
 from puna.train.sharded import ShardedOptimizer, deal
+from puna.train.slices import Slices
 
 ALONE = ("grpo",)  # methods that one process runs
 
@@ -96,6 +97,8 @@ class Session:
             order = order or Order(config, folder, tokenizer, method, cache)
             model.requires_grad_(False)
             method.prepare(model, config.seed)
+            if processes.share is not None:
+                Slices(processes.share).draw(model, config.seed)
         chooses = any(".router." in name and p.requires_grad for name, p in model.named_parameters())
         # what nobody can change needs no balance, and its loss would pull at everything below
         routing = Routing(model, config.balancing if chooses else "none", config.balance)

@@ -11,7 +11,6 @@ from collections.abc import Callable
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from puna.errors import PunaError
 from puna.family.sharding import Range
 from puna.model import Decoder
 from puna.model.lora import LoRALinear
@@ -24,12 +23,10 @@ def connect_training(decoder: Decoder, share: Share) -> None:
     """Join a filled local decoder (`puna.model.parallel.local_decoder`) with the other processes', to be trained.
 
     Parameters keep their names. Updates (LoRA) are attached before. Every process must make the same passes, and give
-    its gradients to `puna.train.slices.Slices.finish`. Raises PunaError for a model that can see.
+    its gradients to `puna.train.slices.Slices.finish`.
     """
     config, peers = share.sharding.config, share.peers
     assert share.sharding.mesh.replicas == 1, "training deals experts inside the group that splits the matrices"
-    if config.vision is not None:
-        raise PunaError("a model with a vision tower can't train with mesh.tensor above 1; leave it out")
     join_parts(decoder, share)
     slices = Slices(share)
     for path, module in decoder.named_modules():
