@@ -1,4 +1,5 @@
-"""Kill a training run at random moments until it has died so many times, then let it end: `python tests/kills.py 20`.
+"""Kill a training run at random moments until it has died so many times, then let it end: `python tests/kills.py 20`,
+or another method's than pretraining, `python tests/kills.py 20 lora`.
 
 The run begins in a child of its own each time (forked, so that a start costs nothing) and is ended by SIGKILL anywhere
 between its first line and its last: while reading, stepping, saving, writing the result. Twenty take about a minute.
@@ -12,6 +13,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -56,8 +58,9 @@ def killed_and_whole(work: Path, config: TrainConfig, kills: int, seed: int) -> 
 
 def differences(killed: Path, whole: Path) -> list[str]:
     """What the two runs left that is not the same to the last bit: weights, state, every step's numbers."""
-    found = [name for name in ("model.safetensors", "config.json", "experts.csv")
-             if (killed / name).read_bytes() != (whole / name).read_bytes()]  # fmt: skip
+    kept = ("model.safetensors", "adapter_model.safetensors", "config.json", "adapter_config.json", "experts.csv")
+    found = [name for name in kept if (whole / name).exists() or (killed / name).exists()]
+    found = [name for name in found if (killed / name).read_bytes() != (whole / name).read_bytes()]
     (state,) = whole.glob("state-*")
     if (killed / state.name / "optimizer.safetensors").read_bytes() != (state / "optimizer.safetensors").read_bytes():
         found.append(state.name)
@@ -74,7 +77,14 @@ if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as folder:
         os.environ["PUNA_CACHE"] = f"{folder}/cache"
         here = make_work(Path(folder), new_tokenizer())
-        *runs, died = killed_and_whole(here, read_config(here / "run.yaml"), int(sys.argv[1]), seed=0)
+        changes: dict[str, Any] = {}
+        if sys.argv[2:]:
+            sources = [{"file": file, "overlong": "split"} for file in ("texts.jsonl", "chats.jsonl")]
+            changes = {"method": sys.argv[2], "stages": [{"length": 64, "sources": sources}]}
+        if sys.argv[2:] == ["lora"]:  # all of a mixture of experts, and what is dropped is repeated, too
+            changes["options"] = {"rank": 2, "dropout": 0.1,
+                                  "targets": ["attention", "feed_forward", "experts", "router", "output"]}  # fmt: skip
+        *runs, died = killed_and_whole(here, read_config(here / "run.yaml", **changes), int(sys.argv[1]), seed=0)
         wrong = differences(*runs)
         print(f"killed {died} times: " + (f"different: {', '.join(wrong)}" if wrong else "equal bit for bit"))
         sys.exit(bool(wrong))
