@@ -1,6 +1,9 @@
 """What a command needs to know of torchrun, without importing torch."""
 
 import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from puna.errors import PunaError
 
@@ -19,3 +22,16 @@ def refuse_many(command: str) -> None:
     """Raise PunaError in a command that can't share its work: its processes would each do all of it."""
     if one_of_many():
         raise PunaError(f"`puna {command}` runs in one process; start it without torchrun (`puna generate` shares)")
+
+
+@contextmanager
+def one_error() -> Iterator[None]:
+    """Where all processes fail together, only one of each machine says why: the first, which torchrun must not stop
+    before it has, so that the others leave later."""
+    try:
+        yield
+    except PunaError:
+        if not one_of_many() or os.environ.get("LOCAL_RANK", "0") == "0":
+            raise
+        time.sleep(1)
+        raise SystemExit(1) from None

@@ -21,7 +21,9 @@ def train(
 
     Example: puna train my-shape --data articles.jsonl --out runs/first --steps 200
     """
+    from puna.cli.ranks import one_error
     from puna.cli.training import plan_or_run, settings
 
-    read, folder = settings(config, data, None, steps=steps, seed=seed)
-    plan_or_run(base, read, folder, out, resume=resume, dry_run=dry_run, as_json=as_json)
+    with one_error():
+        read, folder = settings(config, data, None, steps=steps, seed=seed)
+        plan_or_run(base, read, folder, out, resume=resume, dry_run=dry_run, as_json=as_json)

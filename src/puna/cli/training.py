@@ -12,6 +12,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from rich.table import Table
 
 from puna.cli.list_models import short_bytes
+from puna.cli.ranks import prints
 from puna.errors import PunaError
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ def run_training(base: Path, config: "TrainConfig", folder: Path, out: Path, res
     """Train, with a bar on a terminal and a line a save in a log."""
     from puna.train.run import train
 
-    console = Console()
+    console = Console(quiet=not prints())
 
     def note(sentence: str) -> None:
         console.print(sentence, markup=False, highlight=False, soft_wrap=True)
@@ -101,7 +102,7 @@ def show_plan(base: Path, config: "TrainConfig", folder: Path, as_json: bool) ->
     """Print what the run would train, need and take; one step is measured, nothing is written."""
     from puna.train.run import plan
 
-    console = Console()
+    console = Console(quiet=not prints())
     quiet = (lambda _: None) if as_json else lambda said: console.print(said, markup=False, soft_wrap=True)
     found = plan(base, config, folder, quiet)
     if as_json:

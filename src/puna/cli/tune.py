@@ -37,8 +37,10 @@ def tune(
 
     Example: puna tune cria --data chats.jsonl --out runs/mine --steps 100
     """
+    from puna.cli.ranks import one_error
     from puna.cli.training import plan_or_run, settings
 
-    preset = PRESET if config is None else {"method": "lora"}
-    read, folder = settings(config, data, method.value if method else None, preset, steps=steps, seed=seed)
-    plan_or_run(base, read, folder, out, resume=resume, dry_run=dry_run, as_json=as_json)
+    with one_error():
+        preset = PRESET if config is None else {"method": "lora"}
+        read, folder = settings(config, data, method.value if method else None, preset, steps=steps, seed=seed)
+        plan_or_run(base, read, folder, out, resume=resume, dry_run=dry_run, as_json=as_json)
