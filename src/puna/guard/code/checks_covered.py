@@ -172,6 +172,11 @@ def length_unasked(function: Node) -> Iterable[Node]:
 
 def _records(known: Facts, pair: Pair, names: dict[str, int]) -> Iterator[Node]:
     """The buffer is taken for a structure whose members are read, with its length never compared."""
+    given = known.types.get(pair.buffer, "")
+    if not re.match(r"(const )?(struct )?(void|(unsigned )?char|u_?char|u?int8_t|u8|BYTE|sockaddr)\b", given):
+        return
+    if re.search(r"(?i)handle|opaque|ctx|context|user|arg|priv|self|cookie", pair.buffer):
+        return
     for name, place in names.items():
         kind = known.types.get(name, "")
         if name == pair.buffer or not kind.endswith("*") or _WHOLE.match(kind.rstrip("* ")) or kind.startswith("void"):

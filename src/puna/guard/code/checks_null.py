@@ -4,13 +4,14 @@ import re
 from collections.abc import Iterable
 
 from puna.guard.code.checks import check
-from puna.guard.code.checks_facts import Facts, address_only, bare, called, dereferenced, facts, in_sizeof
+from puna.guard.code.checks_facts import Facts, address_only, bare, called, dereferenced, facts, in_sizeof, leaves
 from puna.guard.code.view import Node
 
 _NULLABLE = re.compile(
     r"^(m|c|re)alloc$|^(str|mem)n?dup$|^(fopen|fdopen|freopen|popen|opendir|getenv|strchr|strrchr|strstr|memchr|strpbrk|strtok|strtok_r|bsearch|localtime|gmtime|getpw\w+|getgr\w+|gethostby\w+|crypt|setlocale|dlsym|dynamic_cast)$"
     r"|^k[mvz]?[mzc]alloc(_node|_array)?$|^kmem\w*alloc\w*$|^vz?alloc\w*$|^devm_k\w*alloc$|^kstrdup$|^kmemdup$|^alloc_\w+$|^dev_alloc\w*"
     r"|^Clone(?!\w*Info$)\w+$|^platform_get_resource\w*$|^\w+_(find|lookup|search)(_by_\w+|_entry)?$|^find_\w+$|^lookup_\w+$|^GetValueFrom\w+$|^\w+_get_(resource|property|attr)\w*$"
+    r"|^(av_(mallocz?|calloc|strdup|memdup|frame_alloc|packet_alloc|buffer_alloc)\w*|avformat_new_\w+|av_new_\w+|ReadImage|CloneImage|AcquireMagickMemory|AcquireQuantumMemory|xmlNew\w+|xmlStrn?dup|xmlNodeListGetString|xmlGet(Ns)?Prop|gf_malloc|talloc\w*|ldb_request_get_control|GetInput|GetOutput|GetTemporary|GetIntermediates|GetVariableInput|usb_ifnum_to_if|usb_altnum_to_altsetting|of_match_device|of_get_property|devm_ioremap|ioremap|k?asprintf|devm_kasprintf|devm_kstrdup|nlmsg_new|skb_(clone|copy|copy_expand|realloc_headroom)|create_\w*workqueue|OPENSSL_(m|z)alloc|OPENSSL_strdup|BN_(new|dup)|EVP_\w+_new|BIO_new\w*|pem_malloc|zend_hash_(str_)?find\w*|inet_ntoa|lookupKey\w*|r_(buf_get_at|str_new\w*|list_new)|table_lookup|in6?_dev_get|__in6_dev_get|buflist_find\w*)$"
     r"|^(?!g_|gtk_|gdk_|G[A-Z])\w*(_|^)(alloc|create|open|start|clone|dup)$|^Create(?!\w*(Info|Builder))\w*$"
 )
 
@@ -96,6 +97,53 @@ def _first_use(known: Facts, node: Node, path: str) -> Node | None:
     return None
 
 
+@check("null-tested-before", "if")
+def null_tested_before(function: Node) -> Iterable[Node]:
+    """`if (p) { ... } p->x`: the condition shows that p can be NULL, and what follows it reaches through p anyway."""
+    known = facts(function)
+    for node in known.of("if"):
+        if node.orelse or not node.args or not node.body or leaves(node.body):
+            continue
+        for path in _held(bare(node.args[0])):
+            if any(n.kind == "assign" and n.base is not None and n.base.path() == path for n in node.walk()):
+                continue
+            use = _reached_after(known, node, path)
+            if use is not None:
+                yield use
+
+
+def _held(test: Node) -> list[str]:
+    """Pointers that aren't NULL where the condition holds."""
+    if test.kind == "binary" and test.name == "&&":
+        return [path for part in test.args for path in _held(bare(part))]
+    if test.kind in ("name", "member"):
+        return [test.path()]
+    return null_tested(test) if test.kind == "binary" and test.name == "!=" else []
+
+
+def _reached_after(known: Facts, node: Node, path: str) -> Node | None:
+    """The use of `path` in the statements right after `node`, if nothing between sets it or asks again."""
+    parent = known.parent.get(id(node))
+    runs = (parent.body, parent.orelse) if parent is not None else ()
+    after = next((run[i + 1 :] for run in runs for i, n in enumerate(run) if n is node), [])
+    for statement in after:
+        if statement.raw in ("labeled_statement", "case_statement"):
+            return None
+        for use in statement.walk():
+            if use.kind in ("name", "member", "index") and use.path() == path:
+                above = known.parent[id(use)]
+                straight = statement.kind not in ("if", "loop", "other") and not any(
+                    a.kind in ("conditional", "if", "loop") or (a.kind == "binary" and a.name in ("&&", "||"))
+                    for a in known.ancestors(use)
+                    if known.place.get(id(a), -1) >= known.place[id(statement)]
+                )
+                reached = dereferenced(above) is use and known.types.get(path, "*").endswith("*")
+                if not (straight and reached and above.raw != "subscript_expression"):
+                    return None
+                return None if in_sizeof(above, known) or address_only(above, known) else above
+    return None
+
+
 @check("null-late")
 def null_late(function: Node) -> Iterable[Node]:
     """A pointer is reached through, and only afterwards compared with NULL, with nothing assigned between."""
@@ -104,12 +152,22 @@ def null_late(function: Node) -> Iterable[Node]:
     reported: set[str] = set()
     for test in sorted([*known.of("unary"), *known.of("binary")], key=lambda n: known.place[id(n)]):
         for path in null_tested(test):
-            if path in reported or path.count(".") > 1:
+            if not path or path in reported or path.count(".") > 1 or _asserted(known, test):
                 continue
             use = _earlier_use(known, test, {path, *aliases.get(path, ())})
             if use is not None:
                 reported.add(path)
                 yield use
+
+
+def _asserted(known: Facts, test: Node) -> bool:
+    """Whether the test only documents: assert(p != NULL)."""
+    return any(re.search(r"(?i)assert|BUG_ON|WARN_ON", called(above) or "-") for above in known.ancestors(test))
+
+
+def _is_called(known: Facts, node: Node) -> bool:
+    above = known.parent.get(id(node))
+    return above is not None and above.kind == "call" and above.base is node
 
 
 def _aliases(known: Facts) -> dict[str, set[str]]:
@@ -142,6 +200,8 @@ def _earlier_use(known: Facts, test: Node, paths: set[str]) -> Node | None:
     around = {id(a) for a in known.ancestors(test)}
     for at in range(end - 1, -1, -1):
         node = known.nodes[at]
+        if node.raw == "labeled_statement":
+            return None  # others jump here, from before the use
         if (
             node.kind == "assign"
             and node.base is not None
@@ -167,6 +227,12 @@ def _earlier_use(known: Facts, test: Node, paths: set[str]) -> Node | None:
             continue
         if node.raw == "subscript_expression" or in_sizeof(node, known) or address_only(node, known):
             continue
+        above = known.parent.get(id(node))
+        if above is not None and above.kind == "call" and _is_called(known, above):
+            continue  # a declaration that reads as a call: int (*f)(void)
+        if any(a.kind == "assign" and a.name == "=" and a.base is not None and a.base.path() in paths
+               for a in known.ancestors(node)):  # fmt: skip
+            return None
         owner = next(
             (
                 a

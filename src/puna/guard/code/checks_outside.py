@@ -8,7 +8,18 @@ from puna.guard.code.checks_facts import Facts, bare, called, facts, in_order, p
 from puna.guard.code.view import Node
 
 WIRE = re.compile(
-    r"^(ntoh[sl]l?|(be|le)(16|32|64)_?to_?(cpu|h|host)p?|(be|le)(16|32|64)toh|get_unaligned_\w+|av_rb\w+|AV_R[BL]\d+|avio_r[bl]\d+|Stream_Read_U?INT\d+|ReadBlob\w*(Long|Short)|ReadProfile\w*(Long|Short)|ReadProperty\w*(Long|Short)|r_read_[bl]e\d+|GUINT\d+_FROM_[BL]E|bytestream2?_get_\w+|rfbClientSwap\d+IfLE|Swap\d+IfLE|READ_\w*(16|32)|DNS_RR_LEN|UINT)$"
+    r"^(ntoh[sl]l?|(be|le)(16|24|32|64)_?to_?(cpu|h|host)p?|(be|le)(16|24|32|64)(toh|dec)|archive_[bl]e\d+dec"
+    r"|get_unaligned_\w+|av_rb\w+|AV_R[BL]\d+|avio_r[bl]\d+|bytestream2?_get_[bl]e\d+\w*|Stream_Read_U?INT\d+"
+    r"|ReadBlob\w*(Long|Short)|ReadProfile\w*(Long|Short)|ReadProperty\w*(Long|Short)|r_read_[bl]?[bl]e\d+"
+    r"|GUINT\d+_FROM_[BL]E|rfbClientSwap\d+IfLE|Swap\d+IfLE|READ_\w*(16|32)|DNS_RR_LEN|UINT|getmbi"
+    r"|(?i:(qemu_|tvb_|php_ifd_|png_)?(get|read|load|fetch|extract|peek)_?(u|s|ui|i|g?u?int)?_?(ntoh|letoh|be|le)?_?"
+    r"(16|24|32|64|short|long|dword|word|s|l|_u_?int_?(16|31|32))_?(u|s|be|le|bits)?(_be|_le)?))$"
+)
+_INTO = re.compile(
+    r"^(n2[sl]3?|c2l|GETSHORT|GETLONG|NS_GET(16|32)|GET(16|32)|opj_read_bytes\w*|Stream_Read_U?INT(16|32|64))$"
+)
+COUNTED = re.compile(
+    WIRE.pattern + r"|^(get_bits\w*|get_[su]e_golomb\w*|bitstream_read\w*|gf_bs_read_(u\d+|int)|read_bits\w*|getbits)$"
 )
 
 
@@ -37,10 +48,12 @@ def taken(known: Facts, pattern: re.Pattern[str]) -> Iterable[tuple[Node, str, s
                     if path:
                         yield node, path, called(below)
                     break
-        elif node.kind == "call" and called(node).startswith("Stream_Read_U") and len(node.args) == 2:
-            path = node.args[1].path()
-            if path and pattern.search(called(node)):
-                yield node, path, called(node)
+        elif node.kind == "call" and pattern is not TEXT_NUMBER and _INTO.match(called(node)) and len(node.args) > 1:
+            for given in node.args:
+                if given.kind == "unary" and given.name == "&" and given.args:
+                    yield node, given.args[0].path(), called(node)
+            if called(node) != "opj_read_bytes" and node.args[1].kind == "name":
+                yield node, node.args[1].name, called(node)
         elif node.kind == "call" and called(node) in ("scanf", "sscanf", "fscanf") and pattern.search("atoi"):
             for given in node.args[1:]:
                 if given.kind == "unary" and given.name == "&" and given.args[0].path():
@@ -130,6 +143,7 @@ def bound_overflows(function: Node) -> Iterable[Node]:
     """`p + length > end` is computed with a length from outside: the sum wraps round and the test passes."""
     known = facts(function)
     wire = {path for _, path, _ in taken(known, WIRE)}
+    given = {a.name for a in function.args if re.search(r"(?i)len|size", a.name) and a.type in ("size_t", "uint32_t")}
     for node in known.of("binary"):
         if in_order(node) and node.name in (">", ">="):
             total, end = bare(node.args[0]), bare(node.args[1])
@@ -137,10 +151,7 @@ def bound_overflows(function: Node) -> Iterable[Node]:
                 total.kind == "binary"
                 and total.name == "+"
                 and re.search(r"(?i)end$|^end", end.path().rsplit(".", 1)[-1])
-                and any(
-                    bare(a).path() in wire or (bare(a).kind == "name" and re.search(r"(?i)len|size", bare(a).name))
-                    for a in total.args[1:]
-                )
+                and any(bare(a).path() in wire or bare(a).path() in given for a in total.args[1:])
             ):
                 yield node
 
@@ -172,7 +183,8 @@ def stream_unread(function: Node) -> Iterable[Node]:
 
 
 _JOINS = re.compile(
-    r"(?i)(concat|join|append|make|build)_?\w*path|path\w*_(join|concat|append)|^g_build_(file)?name$|^path_(cat|join)$|^PathCombine"
+    r"(?i)^(\w*_)?(concat|join|append|make|build)_?(full_?)?path(_?(file|name))?$|^(\w*_)?path_?(join|concat|append|cat|combine)\w{0,2}$"
+    r"|^g_build_(file)?name$"
 )
 
 

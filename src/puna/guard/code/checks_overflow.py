@@ -5,6 +5,7 @@ from collections.abc import Iterable
 
 from puna.guard.code.checks import check
 from puna.guard.code.checks_facts import Facts, bare, called, facts, in_order
+from puna.guard.code.checks_outside import COUNTED, TEXT_NUMBER, taken
 from puna.guard.code.view import Node
 
 ALLOCATES = re.compile(r"(?i)alloc|^kmalloc|^vmalloc|^kzalloc|^mallocf?$|_mallocf?$|^alloca$|^_alloca$")
@@ -15,31 +16,51 @@ _SAFE_ALLOCATES = re.compile(r"(?i)array|calloc|overflow|checked|^size_|^Acquire
 
 @check("allocation-product", "call", "binary")
 def allocation_product(function: Node) -> Iterable[Node]:
-    """The size of an allocation is a product with a factor from outside the function that nothing bounds."""
+    """The size of an allocation is a product with a factor from outside that nothing bounds, or of several factors
+    that the caller gave."""
     known = facts(function)
+    outside: set[str] | None = None
     for node in known.of("call"):
         name = called(node)
         sizes = node.args if ALLOCATES.search(name) and not _SAFE_ALLOCATES.search(name) else []
         if node.name == "[]" and node.new:
             sizes = node.args
-        if any(_unbounded_product(size, known, known.place[id(node)]) for size in sizes):
-            yield node
+        for size in sizes:
+            if any(n.kind == "binary" and n.name == "*" for n in size.walk()):
+                if outside is None:
+                    outside = {p for pattern in (COUNTED, TEXT_NUMBER) for _, p, _ in taken(known, pattern)}
+                if _unbounded_product(size, known, known.place[id(node)], outside):
+                    yield node
+                    break
 
 
-def _unbounded_product(size: Node, known: Facts, at: int) -> bool:
+def _unbounded_product(size: Node, known: Facts, at: int, outside: set[str]) -> bool:
+    free: list[str] = []
     for product in size.walk():
-        if product.kind == "call" and called(product) in ("sizeof", "strlen", "min", "MIN", "std::min"):
-            continue
         if product.kind != "binary" or product.name != "*" or len(product.args) < 2:
             continue
-        free = [f for f in (bare(a) for a in product.args) if varies(f)]
-        if not free:
+        if any(called(above) in ("sizeof", "strlen", "min", "MIN", "std::min") for above in known.ancestors(product)):
             continue
-        for factor in free:
-            names = [n.path() for n in factor.walk() if n.kind in ("name", "member") and n.path()]
-            if not any(bounded_before(known, path, at) for path in names):
-                return True
-    return False
+        for factor in (bare(a) for a in product.args):
+            if varies(factor) and factor.kind != "call":
+                names = [n.path() for n in factor.walk() if n.kind in ("name", "member") and n.path()]
+                if names and not any(bounded_before(known, path, at) for path in names):
+                    if any(path in outside for path in names):
+                        return True
+                    free += names[:1]
+    given = {p for p in free if _given(p, known)}
+    signed = any(p in known.parameters and re.fullmatch("int|long|short|signed", known.types[p]) for p in free)
+    return len(given) > 1 or signed
+
+
+def _given(path: str, known: Facts) -> bool:
+    """Whether the caller gave the number: a parameter that is a whole number of at most 32 bits or of unknown size, or
+    a member of something that it points to."""
+    root = path.split(".")[0].split("[")[0]
+    if "." in path:
+        return root in known.parameters or known.types.get(root, "").endswith("*")
+    kind = known.types.get(path, "")
+    return root in known.parameters and re.search(r"size_t|64|long", kind) is None
 
 
 def varies(factor: Node) -> bool:

@@ -80,6 +80,8 @@ def _copy_unbounded(node: Node, known: Facts) -> bool:
     room = _length(_array(node.args[0], known))
     if source.kind == "string":
         return room is not None and called(node).endswith("cpy") and len(str(source.value)) >= room
+    if source.kind == "name" and source.name.isupper():  # a macro: its text is known where it is written
+        return False
     if source.kind == "conditional" and all(bare(a).kind == "string" for a in source.args[1:]):
         return False
     return not _measured(source, known)
@@ -149,7 +151,7 @@ def _size_free(size: Node, known: Facts, at: Node) -> bool:
         return False
     if size.kind == "call":
         return called(size) in ("strlen", "wcslen", "size", "length") and not _compared_call(size, known)
-    paths = [n.path() for n in names if not n.name.isupper() and not re.match(r"k[A-Z]", n.name)]
+    paths = [n.path() for n in names if not re.search(r"^[A-Z0-9_]+$|_[A-Z]+$|^k[A-Z]", n.name)]
     if not paths:
         return False
     place = known.place[id(at)]

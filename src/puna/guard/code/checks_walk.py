@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable, Iterator
 
 from puna.guard.code.checks import check
-from puna.guard.code.checks_facts import Facts, alternatives, bare, called, dereferenced, facts, in_order, plain, within
+from puna.guard.code.checks_facts import Facts, alternatives, bare, called, facts, in_order, plain, within
 from puna.guard.code.checks_null import null_tested
 from puna.guard.code.view import Node
 
@@ -44,9 +44,15 @@ def list_walked_blind(function: Node) -> Iterable[Node]:
             path, value = node.base.path(), bare(node.args[0])
             if value.kind != "member" or value.base is None or value.base.path() != path:
                 continue
-            if _null_test_in(loop, path) or not _null_test_before(loop, path, known):
+            asked = {p for a in loop.args for n in a.walk() for p in [n.path()] if not _compared_inside(loop, p)}
+            if value.path() in asked or _null_test_in(loop, path) or not _null_test_before(loop, path, known):
                 continue
             yield node
+
+
+def _compared_inside(loop: Node, path: str) -> bool:
+    """Whether the condition only reaches through `path`, which says nothing of whether it is NULL."""
+    return any(n.kind == "member" and n.base is not None and n.base.path() == path for a in loop.args for n in a.walk())
 
 
 def _null_test_in(loop: Node, path: str) -> bool:
@@ -134,53 +140,6 @@ def _entry(node: Node) -> str:
         if key.kind == "name" and key.name.isupper():
             return f"{node.base.path()}[{key.name}]"
     return ""
-
-
-@check("null-tested-elsewhere", "assign", "call")
-def null_tested_elsewhere(function: Node) -> Iterable[Node]:
-    """The result of a function is tested for NULL at one place, and reached through untested at another."""
-    known = facts(function)
-    results = [
-        (called(bare(n.args[0])), n)
-        for n in known.nodes
-        if n.kind == "assign" and n.base is not None and n.args and n.base.path() and called(bare(n.args[0]))
-    ]
-    careful = {name for name, n in results if _next_is_test(known, n)}
-    for name, node in results:
-        if name in careful and not _next_is_test(known, node):
-            use = _reached_next(known, node)
-            if use is not None:
-                yield use
-
-
-def _next_is_test(known: Facts, node: Node) -> bool:
-    """Whether the first mention of the target after the assignment is a test for NULL."""
-    assert node.base is not None
-    path = node.base.path()
-    if known.in_test(node):
-        return True
-    for use in known.nodes[known.place[id(node)] + len(node.walk()) :]:
-        if path in null_tested(use):
-            return True
-        if use.kind == "if" and use.args and any(bare(p).path() == path for p in alternatives(use.args[0])):
-            return True
-        if use.kind in ("name", "member") and use.path() == path:
-            return False
-    return False
-
-
-def _reached_next(known: Facts, node: Node) -> Node | None:
-    """The first mention after the assignment, if it reaches through the pointer without a condition around it."""
-    assert node.base is not None
-    path = node.base.path()
-    for use in known.nodes[known.place[id(node)] + len(node.walk()) :]:
-        if use.kind in ("name", "member", "index") and use.path() == path:
-            above = known.parent[id(use)]
-            arrow = dereferenced(above) is use and above.raw != "subscript_expression"
-            return above if arrow and not known.in_test(use) else None
-        if use.kind == "assign" and use.base is not None and use.base.path() == path:
-            return None
-    return None
 
 
 _KEPT = re.compile(

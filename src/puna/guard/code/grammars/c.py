@@ -87,6 +87,25 @@ def _declaration(low: L.Lowering, syntax: Syntax) -> Node | None:
     return node
 
 
+def _label(low: L.Lowering, syntax: Syntax) -> Node | None:
+    """`out: ...` as a block with the label's name."""
+    node = L.block(low, syntax)
+    if node is not None:
+        node.name = low.text(syntax.child_by_field_name("label"))
+    return node
+
+
+_leave = S.leave("exit")
+
+
+def _goto(low: L.Lowering, syntax: Syntax) -> Node | None:
+    """`goto out;` as an exit with the label's name."""
+    node = _leave(low, syntax)
+    if node is not None:
+        node.name = low.text(syntax.child_by_field_name("label"))
+    return node
+
+
 TABLE: dict[str, L.Handler] = {
     "comment": L.skip,
     "identifier": L.name,
@@ -147,14 +166,14 @@ TABLE: dict[str, L.Handler] = {
     "linkage_specification": L.inner("body"),
     "try_statement": L.block,
     "case_statement": L.block,
-    "labeled_statement": L.block,
+    "labeled_statement": _label,
     "preproc_if": L.block,
     "preproc_ifdef": L.block,
     "return_statement": S.leave("return"),
     "throw_statement": S.leave("throw"),
     "break_statement": S.leave("exit"),
     "continue_statement": S.leave("exit"),
-    "goto_statement": S.leave("exit"),
+    "goto_statement": _goto,
     "statement_identifier": L.skip,
     "primitive_type": L.name,
     "sized_type_specifier": L.skip,
