@@ -38,7 +38,8 @@ def data(work: Path) -> Path:
 
 def session(base: str, data: Path, **options: Any) -> Session:
     stages = [{"length": 256, "sources": [{"file": "pairs.jsonl"}]}]
-    return opened(data / base, configured("dpo", options={"rank": 2, **options}, stages=stages), data)
+    ranked = {"rank": 2, **options} if options.get("adapter", True) else options
+    return opened(data / base, configured("dpo", options=ranked, stages=stages), data)
 
 
 def drawn(count: int = 6) -> Pairs:

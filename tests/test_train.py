@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import yaml
+from safetensors.torch import load_file, save_file
 
 import puna
 from puna.errors import PunaError
@@ -248,7 +250,33 @@ def test_a_folder_in_use_is_locked(tmp_path: Path) -> None:
         RunFolder(tmp_path / "run", resume=True)
     folder.close()
     RunFolder(tmp_path / "run", resume=False).close()
-    assert not list((tmp_path / "run").iterdir())
+    assert not (tmp_path / "run").exists()  # a run that wrote nothing leaves nothing
+
+
+def test_what_a_resumed_run_is_made_of_is_the_same(work: Path, tmp_path: Path, run: Puna) -> None:
+    texts, base = tmp_path / "texts.jsonl", shutil.copytree(work / "shape", tmp_path / "base")
+    shutil.copy(work / "texts.jsonl", texts)
+    options = ("--data", texts, "--out", tmp_path / "out", "--steps", 1)
+    run("train", base, *options)
+    texts.write_text(texts.read_text().replace("grass", "thyme"))
+    assert "was made with other data" in run("train", base, *options, "--resume", code=1).stderr
+    texts.write_text(texts.read_text().replace("thyme", "grass"))
+    assert "resumed at step 1" in run("train", base, *options, "--resume").stdout
+    shutil.copytree(tmp_path / "out", trained := tmp_path / "trained")
+    options = ("--data", texts, "--out", tmp_path / "next", "--steps", 1)
+    run("train", trained, *options)
+    tensors = load_file(trained / "model.safetensors")
+    tensors["model.norm.weight"] += 1
+    save_file(tensors, trained / "model.safetensors", {"format": "pt"})
+    assert "was made with other base" in run("train", trained, *options, "--resume", code=1).stderr
+
+
+def test_a_folder_of_something_else_is_left_alone(work: Path, tmp_path: Path, run: Puna) -> None:
+    mine = shutil.copytree(work / "shape", tmp_path / "mine")
+    before = {file.name: file.read_bytes() for file in mine.iterdir()}
+    other = run("train", mine, "--data", work / "texts.jsonl", "--out", mine, "--steps", 1, "--resume", code=1)
+    assert "no run has saved in this folder" in other.stderr
+    assert {file.name: file.read_bytes() for file in mine.iterdir()} == before
 
 
 def test_a_state_of_another_model_or_a_damaged_one_is_an_error(work: Path, run: Puna) -> None:

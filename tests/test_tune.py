@@ -1,6 +1,7 @@
 """`puna tune`: adapters and weights out of one command, repeatable, resumed exactly, served as trained."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -146,6 +147,9 @@ def test_a_base_in_four_bits_takes_less_memory(work: Path) -> None:
     [
         ("lora", {"rnak": 3}, "options.rnak: no such option; lora has rank, alpha"),
         ("lora", {"rank": 0}, "options.rank: Input should be greater than 0"),
+        ("lora", {"rank": 10**12}, "options.rank: 1,000,000,000,000 is more than the model's width, 32"),
+        ("lora", {"alpha": math.inf}, "options.alpha: Input should be a finite number"),
+        ("dpo", {"adapter": False, "rank": 4}, "options.rank: is an adapter's, and all weights are to train"),
         ("lora", {"targets": ["experts"]}, "this model has no experts"),
         ("lora", {"targets": ["wings"]}, "'wings' is not one; choose from attention"),
         ("dora", {"dora": False}, "method dora has it"),

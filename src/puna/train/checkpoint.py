@@ -16,12 +16,15 @@ from puna.errors import PunaError
 from puna.train.pieces import KEY, Piece, SavedTensors, described
 from puna.train.processes import Processes
 
+FIRST = ("metrics.csv", "experts.csv", "events.out.tfevents.puna", "*.new")  # what a run leaves before it saves
+
 
 class RunFolder:
     """The output folder of one run: lock, resumable state, metrics. The first of several processes holds the lock."""
 
     def __init__(self, path: Path, resume: bool, processes: Processes | None = None) -> None:
         self.path, self.resume = path, resume
+        self._made = not path.exists()
         self._processes = processes or Processes.alone()
         self._lock: TextIO | None = None
         with self._processes.together():
@@ -32,6 +35,12 @@ class RunFolder:
                     self.close()
                     raise PunaError(
                         f"{path}: the folder is not empty ({others[0]}); add --resume to go on, or name another"
+                    )
+                strange = [name for name in others if not any(map(Path(name).match, FIRST))]
+                if strange and not self.states():
+                    self.close()
+                    raise PunaError(
+                        f"{path}: no run has saved in this folder, which holds {strange[0]}; name another"
                     )
 
     @staticmethod
@@ -55,6 +64,8 @@ class RunFolder:
         if self._lock is not None:
             (self.path / ".lock").unlink(missing_ok=True)  # while the lock is held, so that it is ours
             self._lock.close()
+            if self._made and not any(self.path.iterdir()):  # a run that was refused leaves nothing
+                self.path.rmdir()
 
     def save(
         self, tensors: Mapping[str, Tensor], facts: dict[str, Any], pieces: Mapping[str, Piece] | None = None
@@ -94,6 +105,8 @@ class RunFolder:
             return None
         try:
             facts: dict[str, Any] = json.loads((states[-1] / "facts.json").read_text())
+            if lacking := {"step", "tokens", "order"} - set(facts):
+                raise ValueError(f"facts.json doesn't say {min(lacking)}")
             files = sorted(states[-1].glob("optimizer*.safetensors"))
             if len(files) != facts.get("processes", 1):
                 raise ValueError(f"{len(files)} files of {facts.get('processes', 1)} processes")

@@ -67,6 +67,7 @@ def run(
     """
     config, model = session.config, session.model
     first, tokens = _resume(session, folder, note)
+    order = session.identity()
     roof = matrix_roof(model.device, getattr(torch, config.dtype)) * session.processes.size
     every = [name for evaluation in evaluations for name in evaluation.names]
     model.train()
@@ -106,7 +107,7 @@ def run(
             if done % config.save_every == 0 or done == config.steps:
                 if metrics:
                     metrics.flush()
-                facts = {"step": done, "tokens": tokens, "order": config.order()}
+                facts = {"step": done, "tokens": tokens, "order": order}
                 folder.save(session.state_dict(), facts, session.pieces())
     return tokens
 
@@ -184,13 +185,13 @@ def _resume(session: Session, folder: RunFolder, note: Callable[[str], None]) ->
 
 def _take_back(session: Session, folder: RunFolder, tensors: SavedTensors, facts: Mapping[str, Any]) -> None:
     """Make the saved state the session's. Raises PunaError where it isn't of such a session."""
-    pieces = session.pieces()
-    if tensors.shapes != {name: piece.shape for name, piece in pieces.items()}:
-        raise PunaError(f"{folder.path}: the saved state is of a model of another shape; resume with the same base")
-    order = session.config.order()
+    order = session.identity()
     if changed := [name for name, value in order.items() if facts["order"].get(name, value) != value]:
         raise PunaError(
             f"{folder.path}: the saved state was made with other {', '.join(changed)}; resume with the same, or "
             "begin in another folder"
         )
+    pieces = session.pieces()
+    if tensors.shapes != {name: piece.shape for name, piece in pieces.items()}:
+        raise PunaError(f"{folder.path}: the saved state is of a model of another shape; resume with the same base")
     session.load_state_dict(tensors.parts(pieces), facts["step"])

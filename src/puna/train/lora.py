@@ -24,7 +24,7 @@ Bits = Literal[4, 8]
 class AdapterOptions(BaseModel):
     """`options` of methods that train adapters (docs/tuning.md)."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     rank: int = Field(16, gt=0)
     alpha: float = Field(32.0, gt=0)
@@ -67,6 +67,10 @@ class Adapters:
 
     def prepare(self, model: Decoder, seed: int) -> None:
         """The base freezes, the updates train."""
+        if self.lora.rank > model.config.hidden_size:  # no update has a higher one
+            raise PunaError(
+                f"options.rank: {self.lora.rank:,} is more than the model's width, {model.config.hidden_size:,}"
+            )
         names = attach(model, self.lora, seed)
         if not names:
             raise PunaError(f"options.targets: this model has none of {', '.join(self.lora.targets)}")
@@ -111,8 +115,10 @@ def what_trains(options: AdapterOptions, adapter: bool, seed: int) -> Adapters |
     """Adapters or everything. Raises PunaError for options that contradict each other."""
     if adapter:
         return Adapters(options, seed)
-    if options.bits:
-        raise PunaError("options.bits: a base in few bits can't train itself; take `adapter: false` out")
+    if given := [name for name in AdapterOptions.model_fields if name in options.model_fields_set]:
+        raise PunaError(
+            f"options.{given[0]}: is an adapter's, and all weights are to train; take it out, or `adapter: false`"
+        )
     return AllWeights()
 
 

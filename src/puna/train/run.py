@@ -4,13 +4,14 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from puna.checkpoint.hub import resolve
-from puna.checkpoint.lineage import write_record
+from puna.checkpoint.lineage import model_files, sampled, write_record
 from puna.errors import PunaError
 from puna.model import Decoder
 from puna.text.tokenizer import Tokenizer
@@ -69,6 +70,7 @@ def train(
         torch.set_flush_denormal(True)  # softmax over a vocabulary is full of them, and they are slow
         begun = time.time()
         session = _opened(model, tokenizer, config, data, note, processes)
+        session = replace(session, base=sampled(model_files(base)))
         tokens = run(session, folder, evaluations, report, note)
         model.eval()
         session.routing.remove()

@@ -1,5 +1,6 @@
 """Everything that a run has in memory: model, method, data in order, optimizer, routers."""
 
+import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from math import prod
@@ -58,6 +59,13 @@ class Order:
         rows = self.config.rows_per_step(self.stages[at].stage)
         return self.stages[at].examples((step - self.starts[at]) * rows, rows)
 
+    @property
+    def fingerprint(self) -> str:
+        """A hash of all that the sources say, as token ids."""
+        return hashlib.sha256(
+            "".join(rows.source.fingerprint for data in self.stages for rows in data.sources).encode()
+        ).hexdigest()
+
     def notes(self) -> Iterator[str]:
         """What became of each source."""
         for data in self.stages:
@@ -76,6 +84,7 @@ class Session:
     optimizer: Optimizer
     routing: Routing
     processes: Processes = field(default_factory=Processes.alone)
+    base: str = ""  # a hash of the base's files
 
     @staticmethod
     def of(
@@ -115,6 +124,10 @@ class Session:
         """The whole model's."""
         share = self.processes.share
         return self.model.config if share is None else share.sharding.config
+
+    def identity(self) -> dict[str, Any]:
+        """What a resumed run must have in common with the one that it goes on with."""
+        return {**self.config.order(), "data": self.order.fingerprint, "base": self.base}
 
     @property
     def trained(self) -> int:

@@ -50,6 +50,14 @@ class Tokenised:
         """Tokens of each document [M]."""
         return np.diff(self.documents)
 
+    @property
+    def fingerprint(self) -> str:
+        """A hash of all of it."""
+        found = hashlib.sha256(json.dumps(self.extras).encode())
+        for name in ARRAYS:
+            found.update(np.ascontiguousarray(getattr(self, name)).data)
+        return found.hexdigest()
+
     def part(self, document: int, start: int, end: int) -> Document:
         """Tokens start..end of a document, as one of its own."""
         begin = int(self.documents[document])
