@@ -1,6 +1,7 @@
 """Training: the loss against PyTorch's, runs that are killed and go on, folders that load."""
 
 import csv
+import errno
 import json
 import math
 import os
@@ -269,6 +270,21 @@ def test_what_a_resumed_run_is_made_of_is_the_same(work: Path, tmp_path: Path, r
     tensors["model.norm.weight"] += 1
     save_file(tensors, trained / "model.safetensors", {"format": "pt"})
     assert "was made with other base" in run("train", trained, *options, "--resume", code=1).stderr
+
+
+def test_a_full_disk_is_told_and_the_run_goes_on(
+    work: Path, tmp_path: Path, run: Puna, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    (tmp_path / "small.yaml").write_text("steps: 2\nbatch_tokens: 256\n")
+    options = ("train", work / "shape", "--data", work / "texts.jsonl", "--config", tmp_path / "small.yaml",
+               "--out", tmp_path / "out")  # fmt: skip
+    with monkeypatch.context() as patched:
+        patched.setattr("puna.train.checkpoint.save_file", full)
+        assert "No space left on device" in run(*options, code=1).stderr
+    assert "resumed at step 0" in run(*options, "--resume").stdout
 
 
 def test_a_folder_of_something_else_is_left_alone(work: Path, tmp_path: Path, run: Puna) -> None:

@@ -318,6 +318,15 @@ def test_tokenised_data_are_kept_by_content(
     assert json.loads((next(cache.iterdir()) / "facts.json").read_text())["unused"] in ([], ["id"])
 
 
+@pytest.mark.parametrize("name", ["facts.json", "tokens.npy"])
+def test_kept_data_that_are_damaged_are_read_again(name: str, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    path, cache = lines(tmp_path / "a.jsonl", [{"text": text} for text in TEXTS]), tmp_path / "cache"
+    first = tokenise(path, METHOD, tokenizer, cache).fingerprint
+    (folder,) = cache.iterdir()
+    (folder / name).write_bytes((folder / name).read_bytes()[:20])
+    assert tokenise(path, METHOD, tokenizer, cache).fingerprint == first
+
+
 def test_chats_and_texts_may_stand_in_one_file(tokenizer: Tokenizer, tmp_path: Path) -> None:
     found = read(lines(tmp_path / "a.jsonl", [{"text": "a b"}, {"messages": CHAT}]), tokenizer)
     assert (

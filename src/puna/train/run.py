@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from puna.checkpoint.hub import resolve
 from puna.checkpoint.lineage import model_files, sampled, write_record
@@ -95,6 +96,11 @@ def train(
         write_record(out, record)
         write_card(out, record, base)
         draw_curves(out / "metrics.csv", out / "curves.png")
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise PunaError(
+            f"{out}: can't write the run: {reason}; what was saved is whole: make room and go on with --resume"
+        ) from error
     finally:
         torch.set_flush_denormal(False)  # a setting of the whole thread, which others share
         folder.close()

@@ -86,8 +86,12 @@ def tokenise(path: Path, method: Method, tokenizer: Tokenizer, cache: Path | Non
         with file.open("rb") as handle:
             key.update(hashlib.file_digest(handle, "sha256").digest() + file.suffix.encode())
     folder = cache / key.hexdigest()[:32]
-    if not (folder / "facts.json").is_file():
-        _store(_read(path, method, tokenizer), folder)
+    if (folder / "facts.json").is_file():
+        try:
+            return _load(folder, path)
+        except (OSError, ValueError, KeyError):  # what a full disk or somebody left: read again
+            shutil.rmtree(folder, ignore_errors=True)
+    _store(_read(path, method, tokenizer), folder)
     return _load(folder, path)
 
 
