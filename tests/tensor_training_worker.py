@@ -1,9 +1,11 @@
 """One process of several that train one decoder in slices, started by test_train_tensor_parallel.py.
 
-Each case is computed whole, too, and what differs is written for the parent to judge.
+Most cases are computed whole, too, and what differs is written for the parent to judge; some are runs, and what a
+process holds in them.
 """
 
 import json
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -22,10 +24,20 @@ from puna.model import Decoder
 from puna.model.adapt import Lora, attach, set_dropout
 from puna.model.parallel import join, local_decoder
 from puna.model.ranks import Ranks
+from puna.train import loss as loss_module
+from puna.train import run as run_module
+from puna.train.base import open_base, shape_of
+from puna.train.config import checked_config
+from puna.train.loop import gradients as gradients_of
 from puna.train.loop import recomputing
 from puna.train.loss import linear_cross_entropy, token_losses
 from puna.train.method import Batch, Document, Example
+from puna.train.plan import saved_bytes
+from puna.train.processes import start
 from puna.train.routing import Routing
+from puna.train.run import train
+from puna.train.session import Session
+from puna.train.sharded import held
 from puna.train.slices import Slices
 from puna.train.tensor_parallel import connect_training
 from tiny import CONFIGS, decoder
@@ -40,9 +52,9 @@ SEED = 11
 
 
 def batches(config: ModelConfig) -> list[Batch]:
-    """Passes of documents of several lengths, one of them longer than a block of logits; some tokens don't count."""
+    """Passes of documents of several lengths, up to two blocks of logits; some tokens don't count."""
     draw = np.random.default_rng(3)
-    lengths = [[41, 17, 41], [9, 30], [2], [23, 5, 60], [600]]
+    lengths = [[41, 17, 41], [2], [23, 5, 60, 9]]
     return [
         Batch.of(
             [Example((Document(draw.integers(config.vocab_size, size=n, dtype=np.uint32), draw.random(n) < 0.8),))
@@ -149,14 +161,51 @@ def without(what: str) -> Iterator[None]:
         setattr(owner, kind, kept)
 
 
+def ran(case: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """A whole run: the loss of each step."""
+    losses: list[float] = []
+    config = checked_config(case["config"], case["id"])
+    train(folder / case["base"], config, folder, folder / case["id"], report=lambda step: losses.append(step.loss))
+    return {"losses": losses}
+
+
+def holds(case: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Bytes of this process before and after the gradients of a step; what a pass keeps, where it has weights whole."""
+    config, base = checked_config(case["config"], case["id"]), folder / case["base"]
+    processes = start(config.mesh, torch.device("cpu")).split(shape_of(base), config.mesh)
+    model, tokenizer, _ = open_base(base, config, processes)
+    session = Session.of(model, tokenizer, config, folder, None, processes)
+    states = session.optimizer.state.values()
+    lows = sum(kinds["low"].nbytes for kinds in states if "low" in kinds)
+    passes = session.passes(0)
+    model.train()
+    kept = saved_bytes(session, passes[0]) if processes.data.size == 1 else None
+    gradients_of(session, passes, 1.0)
+    return {
+        "weights": sum(map(nbytes, model.parameters())) + sum(map(nbytes, model.buffers())) + lows,
+        "optimizer": sum(tensor.nbytes for kinds in states for tensor in kinds.values()) - lows,
+        "gradients": sum(map(nbytes, session.optimizer.gradients().values())),
+        "kept": kept,
+        "tokens": sum(passes[0].lengths),
+    }
+
+
+def nbytes(tensor: Tensor) -> int:
+    return held(tensor).nbytes
+
+
 def main() -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
     folder = Path(sys.argv[1])
+    os.environ["PUNA_CACHE"] = str(folder / "cache")
+    run_module.draw_curves = lambda *_: None  # it would take longer than the runs
+    loss_module.ROWS = 64
     results = {}
     for case in json.loads((folder / "cases.json").read_text()):
         with without(case["without"]) if "without" in case else nullcontext():
-            results[case["id"]] = compared(case)
+            kind = {"run": ran, "hold": holds}.get(case["kind"])
+            results[case["id"]] = kind(case, folder) if kind else compared(case)
     (folder / f"rank{dist.get_rank()}.json").write_text(json.dumps(results))
     dist.destroy_process_group()
 

@@ -1,10 +1,29 @@
-"""Decoders that two processes train in slices: losses and gradients of one process, and that each sum is needed."""
+"""Decoders that two processes train in slices: losses, gradients and runs of one process, and the bytes of each."""
 
+import json
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file
 
+from puna.checkpoint.source import open_source, save
+from puna.family.config import ModelConfig
+from puna.family.sharding import Mesh
+from puna.model import Decoder
+from puna.text.train import train_tokenizer
+from puna.train.config import checked_config
+from puna.train.mesh_plan import Layout, rank_bytes
+from puna.train.method import Batch, Document, Example
+from puna.train.methods import METHODS
+from puna.train.plan import saved_bytes
+from puna.train.routing import Routing
+from puna.train.run import train
 from ranks import run_ranks
+from tiny import EXPERTS, LLAMA, LLAMA4, decoder
 
 # Sums in another order round otherwise: of the gradient's norm, at most 8e-7 was measured.
 TOLERANCE = 1e-5
@@ -29,7 +48,7 @@ CASES: dict[str, dict[str, Any]] = {
         "shape": "one head", "expert": 1, "loss": "sum", "lora": {"rank": 4, "dora": True, "dropout": 0.3},
     },
 }  # fmt: skip
-# of each layer in turn: attention; a dense layer or the routed experts and the shared one; at last the output
+# of each layer in turn: attention; a dense layer, or the routed experts and the shared one
 SHARES = ("attention", "dense layer", "second attention", "experts", "shared expert")
 MISTAKES: dict[str, dict[str, Any]] = {
     "no sums": {"shape": "llama3.1", "without": "sum"},
@@ -37,15 +56,69 @@ MISTAKES: dict[str, dict[str, Any]] = {
     "no largest": {"shape": "llama3.1", "without": "largest"},
     "parts of copied heads": {"shape": "one head", "without": "finish"},
 } | {f"no share before {what}": {"shape": "maverick", "without": f"share {at}"} for at, what in enumerate(SHARES)}
+MESH = {"tensor": 2, "expert": 2}
+RUNS: dict[str, dict[str, Any]] = {
+    "all weights": {"base": "sparse", "method": "full", "mesh": MESH},
+    "updates": {"base": "sparse", "method": "lora", "mesh": MESH, "options": {"rank": 4}},
+    "updates of four bits": {"base": "dense", "method": "qlora", "mesh": {"tensor": 2}, "options": {"rank": 4}},
+}
+SPLIT, DEALT = Layout(1, Mesh(2, 2)), Layout(2)
+HELD: dict[str, tuple[str, str, str, dict[str, int]]] = {  # base, method, dtype, mesh
+    "full, split": ("sparse", "full", "bfloat16", MESH),
+    "full, dealt": ("sparse", "full", "bfloat16", {}),
+    "pretrain, split, float32": ("dense", "pretrain", "float32", {"tensor": 2}),
+    "lora, split, float32": ("sparse", "lora", "float32", MESH),
+    "lora, dealt": ("dense", "lora", "bfloat16", {}),
+    "qlora, split": ("sparse", "qlora", "bfloat16", MESH),
+    "qlora, dealt": ("dense", "qlora", "bfloat16", {}),
+}
+WORDS = [f"The {a} llama {b} over hill {c}." for a in ("old", "young") for b in ("runs", "looks") for c in "abcd"]
+
+
+def settings(method: str, **changes: Any) -> dict[str, Any]:
+    """Five steps of several passes."""
+    return {
+        "method": method, "steps": 5, "batch_tokens": 192, "micro_tokens": 64, "dtype": "float32", "rate": 3e-3,
+        "stages": [{"length": 64, "sources": [{"file": "chats.jsonl"}]}],
+    } | changes  # fmt: skip
 
 
 @pytest.fixture(scope="module")
-def seen(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Bases `dense` and `sparse`, whose halves are whole groups of few bits, and chats."""
+    place = tmp_path_factory.mktemp("ranks")
+    tokenizer = train_tokenizer(WORDS * 20, 320)
+    ids: dict[str, Any] = {"vocab_size": tokenizer.vocab_size, "bos_token_id": tokenizer.bos_id,
+                           "eos_token_ids": tokenizer.eos_ids}  # fmt: skip
+    wide = ids | {"hidden_size": 64, "head_dim": 16, "intermediate_size": 128}
+    layers = {"num_layers": 2, "nope_layers": (1,), "moe_layers": (1,), "expert_intermediate_size": 64}
+    for name, config in (("dense", ModelConfig(**LLAMA | wide)),
+                         ("sparse", ModelConfig(**LLAMA4 | EXPERTS | wide | layers))):  # fmt: skip
+        save(decoder(config), config, tokenizer, place / name)
+    user = {"role": "user", "content": "Who runs?"}
+    rows = [{"messages": [user, {"role": "assistant", "content": words}]} for words in WORDS]
+    (place / "chats.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return place
+
+
+@pytest.fixture(scope="module")
+def seen(folder: Path) -> list[dict[str, Any]]:
     """What each process measured."""
-    mistakes = {name: {"expert": 2 if case["shape"] == "maverick" else 1, "loss": "sum", "passes": 1} | case
-                for name, case in MISTAKES.items()}  # fmt: skip
-    cases = [{"id": name} | case for name, case in (CASES | mistakes).items()]
-    return run_ranks("tensor_training_worker.py", tmp_path_factory.mktemp("ranks"), cases, 2)
+    cases = [{"id": name, "kind": "compare"} | case for name, case in CASES.items()]
+    cases += [
+        {"id": name, "kind": "compare", "expert": 2 if case["shape"] == "maverick" else 1, "loss": "sum", "passes": 1}
+        | case for name, case in MISTAKES.items()
+    ]  # fmt: skip
+    cases += [
+        {"id": name, "kind": "run", "base": run["base"], "config": settings(**{k: run[k] for k in run if k != "base"})}
+        for name, run in RUNS.items()
+    ]
+    cases += [
+        {"id": name, "kind": "hold", "base": base,
+         "config": settings(method, dtype=dtype, mesh=mesh, batch_tokens=1024, micro_tokens=512)}
+        for name, (base, method, dtype, mesh) in HELD.items()
+    ]  # fmt: skip
+    return run_ranks("tensor_training_worker.py", folder, cases, 2)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -60,3 +133,57 @@ def test_losses_and_gradients_are_those_of_one_process(seen: list[dict[str, Any]
 @pytest.mark.parametrize("name", MISTAKES)
 def test_every_sum_is_needed(seen: list[dict[str, Any]], name: str) -> None:
     assert any(max(result[name]["loss"], result[name]["gradient"]) > 100 * TOLERANCE for result in seen), seen
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_run_is_that_of_one_process(
+    seen: list[dict[str, Any]], name: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PUNA_CACHE", str(folder / "cache"))
+    monkeypatch.setattr("puna.train.run.draw_curves", lambda *_: None)
+    run = {key: value for key, value in RUNS[name].items() if key not in ("base", "mesh")}
+    losses: list[float] = []
+    train(folder / RUNS[name]["base"], checked_config(settings(**run), "test"), folder, tmp_path / "one",
+          report=lambda step: losses.append(step.loss))  # fmt: skip
+    assert len(losses) == 5
+    assert losses[-1] < 0.9 * losses[0]
+    assert seen[0][name]["losses"] == pytest.approx(losses, rel=TOLERANCE)
+    file = "model.safetensors" if RUNS[name]["method"] == "full" else "adapter_model.safetensors"
+    whole = load_file(folder / name / file)
+    for key, expected in load_file(tmp_path / "one" / file).items():
+        # AdamW's first steps make much of the smallest differences in a gradient near zero
+        assert float((whole[key] - expected).norm()) < 10 * TOLERANCE * float(expected.norm()), key
+
+
+@pytest.mark.parametrize("name", HELD)
+def test_the_plan_counts_what_processes_hold(seen: list[dict[str, Any]], name: str, folder: Path) -> None:
+    base, method, dtype, mesh = HELD[name]
+    found = [result[name] for result in seen]
+    layout = Layout(
+        1 if mesh else 2, Mesh(**mesh), method, found[0]["tokens"], getattr(torch, dtype), rank=16
+    )
+    planned = rank_bytes(open_source(folder / base).config, layout)
+    for part in ("weights", "gradients", "optimizer"):
+        assert max(each[part] for each in found) == getattr(planned, part), part
+    if mesh:  # what is kept of rows that experts serve depends on the tokens
+        assert max(each["kept"] for each in found) == pytest.approx(planned.kept, rel=0.3)
+
+
+@pytest.mark.parametrize("shape", ["dense", "experts"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_the_plan_counts_what_a_pass_keeps(shape: str, dtype: str, method: str) -> None:
+    """Against what autograd really keeps; our own attention on the CPU keeps less than PyTorch's, which is counted."""
+    sizes = {"hidden_size": 256, "num_heads": 8, "num_kv_heads": 2, "head_dim": 32, "intermediate_size": 704}
+    experts = EXPERTS | {"expert_intermediate_size": 448, "moe_layers": (0, 1), "qk_norm": True}
+    config = ModelConfig(**LLAMA | sizes) if shape == "dense" else ModelConfig(
+        **LLAMA4 | experts | sizes | {"num_layers": 2, "nope_layers": (), "attention_chunk_size": 512})  # fmt: skip
+    model = Decoder(config).to(getattr(torch, dtype))
+    trained = METHODS[method](checked_config(settings(method, options={"rank": 8} if method == "lora" else {}), "test"))
+    trained.prepare(model, 0)
+    Routing(model, "none", 0)
+    document = Document(np.arange(513, dtype=np.uint32) % config.vocab_size, np.ones(513, bool))
+    batch = Batch.of([Example((document,))], torch.device("cpu"))
+    measured = saved_bytes(SimpleNamespace(model=model, method=trained), batch)
+    layout = Layout(method=method, tokens=512, dtype=getattr(torch, dtype), rank=8)
+    assert 0.97 * measured < rank_bytes(config, layout).kept < 1.25 * measured

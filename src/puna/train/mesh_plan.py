@@ -86,7 +86,7 @@ def rank_bytes(config: ModelConfig, layout: Layout) -> RankBytes:
     lows = sum(_size([kinds["low"]]) for kinds in optimizer.state.values() if "low" in kinds)
     kept, recomputed = activations(sharding, layout)
     return RankBytes(
-        weights=_size(dealt.values()) + _size(decoder.buffers()) + lows,
+        weights=_size(dealt.values()) + _size(each for _, each in decoder.named_buffers(remove_duplicate=False)) + lows,
         gradients=sum(4 * p.numel() for p in optimizer.parameters.values()),
         optimizer=moments - lows,
         kept=kept,
@@ -101,7 +101,8 @@ def _choose(decoder: Decoder, layout: Layout) -> None:
     if layout.method == "qlora":
         _in_few_bits(decoder)
     if layout.method in ("lora", "qlora"):
-        attach(decoder, Lora(layout.rank), 0)
+        with torch.device("meta"):
+            attach(decoder, Lora(layout.rank), 0)
     for name, parameter in decoder.named_parameters():
         parameter.requires_grad_("lora_" in name or layout.method in ("full", "pretrain"))
 
@@ -111,8 +112,8 @@ def _in_few_bits(decoder: Decoder) -> None:
     for path, module in list(decoder.named_modules()):
         layer: nn.Module
         if isinstance(module, Experts):
-            fused = module.gate_up_proj, module.down_proj
-            layer = PairedExperts(*([FrozenLinear(requantized(each.T, 4)) for each in part.detach()] for part in fused))
+            fused = module.gate_up_proj.detach(), module.down_proj.detach()
+            layer = PairedExperts(*([FrozenLinear(requantized(part[0].T, 4))] * len(part) for part in fused))  # alike
         elif isinstance(module, Linear) and path.startswith("layers.") and path.endswith("_proj"):
             layer = FrozenLinear(requantized(module.weight.detach(), 4))
         else:
