@@ -86,10 +86,7 @@ def retrieval(
     from puna.errors import PunaError
     from puna.evaluate.retrieval import cells, draw, retrieve
 
-    try:
-        wanted = [int(part) for part in lengths.split(",")]
-    except ValueError:
-        raise PunaError(f'--lengths must be whole numbers with commas, as in "512,1024", not {lengths!r:.80}') from None
+    wanted = _numbers(lengths, "--lengths")
     llama = load(model, device=device, quantize=quantize, adapter=adapter)
     if llama.tokenizer is None:
         raise PunaError(f"{model} has no tokenizer; put tokenizer.json or tokenizer.model beside its weights")
@@ -113,3 +110,45 @@ def retrieval(
             f"{cell.margin:.2f} [dim]({low:.2f} to {high:.2f})[/]", end_section=cell.depth is None,
         )  # fmt: skip
     Console(width=None if sys.stdout.isatty() else 140).print(shown)
+
+
+@app.command(no_args_is_help=True, epilog="Example: puna evaluate positions cria novels.jsonl --edges 512,1024,2048")
+def positions(
+    model: str = typer.Argument(..., help="Bundled name, hub id, folder or file."),
+    text: Path = typer.Argument(..., help="Rows of long texts, .txt or .md."),
+    edges: str = typer.Option("512,1024,2048", "--edges", help="Where bands of positions end, with commas."),
+    windows: int = typer.Option(32, "--windows", min=1, help="Most stretches of text to score."),
+    adapter: str | None = typer.Option(None, "--adapter", help="A PEFT adapter's folder, beside the weights."),
+    device: str = typer.Option("cpu", "--device", help="Where to run, as torch names it."),
+    as_json: bool = typer.Option(False, "--json", help="Print the bands as JSON."),
+) -> None:
+    """Bits per byte of long texts by where in the context their tokens stand, with 95 % intervals."""
+    from puna.engine import load
+    from puna.errors import PunaError
+    from puna.evaluate.haystack import read_texts
+    from puna.evaluate.positions import bits_by_position
+
+    wanted = _numbers(edges, "--edges")
+    texts = read_texts(text)
+    llama = load(model, device=device, adapter=adapter)
+    if llama.tokenizer is None:
+        raise PunaError(f"{model} has no tokenizer; put tokenizer.json or tokenizer.model beside its weights")
+    bands = bits_by_position(llama.decoder, llama.tokenizer, texts, wanted, windows)
+    if as_json:
+        found = {"model": model, "adapter": adapter, "bands": [one.as_dict() for one in bands]}
+        typer.echo(json.dumps(found, indent=2))
+        return
+    shown = Table("positions", "bits per byte", "windows")
+    for one in bands:
+        span = f" [dim]({one.interval[0]:.3f} to {one.interval[1]:.3f})[/]" if one.interval else ""
+        shown.add_row(f"{one.first:,} to {one.last - 1:,}", f"{one.bits:.3f}{span}", str(one.windows))
+    Console(width=None if sys.stdout.isatty() else 140).print(shown)
+
+
+def _numbers(given: str, option: str) -> list[int]:
+    from puna.errors import PunaError
+
+    try:
+        return [int(part) for part in given.split(",")]
+    except ValueError:
+        raise PunaError(f'{option} must be whole numbers with commas, as in "512,1024", not {given!r:.80}') from None

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from puna.errors import PunaError
 from puna.text.tokenizer import Tokenizer
-from puna.train.read import read_rows
+from puna.train.read import TEXT_FILES, read_rows
 
 FACT = "The secret number of {key} is"
 INTRODUCTION = "Somewhere in this text there are secret numbers. Remember them.\n\n"
@@ -21,7 +21,7 @@ KEYS = (
     "Lisbon", "Nairobi", "Osaka", "Bergen", "Quito", "Tunis", "Hanoi", "Perth", "Dublin", "Havana", "Geneva", "Lagos",
     "Manila", "Turin", "Oslo", "Denver", "Cairo", "Lima", "Seville", "Kyoto", "Riga", "Boston", "Delhi", "Ghent",
 )  # fmt: skip
-MOST_FILLER = 4_000_000  # characters of a file that are read: more than the longest text needs
+MOST_TEXT = 4_000_000  # characters of a file that are read: more than the longest text needs
 _SENTENCE = re.compile(r"(?<=[.!?])\s+(?=\S)")
 _LONGEST_SENTENCE = 400  # characters
 
@@ -43,15 +43,8 @@ def read_filler(path: Path | None) -> list[str]:
 
     Raises PunaError where there are too few to tell places in a text apart.
     """
-    if path is None:
-        texts = [resources.files("puna").joinpath("data/filler.txt").read_text(encoding="utf-8")]
-    elif path.suffix in (".txt", ".md"):
-        try:
-            texts = [path.read_text(encoding="utf-8")]
-        except (OSError, UnicodeDecodeError) as error:
-            raise PunaError(f"{path}: can't be read as UTF-8 text: {error}; --text names a file of text") from None
-    else:
-        texts = _rows(path)
+    bundled = resources.files("puna").joinpath("data/filler.txt")
+    texts = [bundled.read_text(encoding="utf-8")] if path is None else read_texts(path)
     sentences = [" ".join(one.split()) for text in texts for one in _SENTENCE.split(text)]
     sentences = [one for one in sentences if 0 < len(one) <= _LONGEST_SENTENCE]
     if len(sentences) < 2 * len(KEYS):
@@ -59,7 +52,14 @@ def read_filler(path: Path | None) -> list[str]:
     return sentences
 
 
-def _rows(path: Path) -> list[str]:
+def read_texts(path: Path) -> list[str]:
+    """The texts of a file, until they have MOST_TEXT characters: `text` of JSON lines, Parquet, or a folder or single
+    one of .txt and .md files. Raises PunaError naming file and line."""
+    if path.suffix in TEXT_FILES and path.is_file():
+        try:
+            return [path.read_text(encoding="utf-8")]
+        except UnicodeDecodeError as error:
+            raise PunaError(f"{path}: not UTF-8 at byte {error.start}; save the file as UTF-8") from None
     texts: list[str] = []
     for found in read_rows(path):
         if found.row is None:
@@ -68,7 +68,7 @@ def _rows(path: Path) -> list[str]:
         if not isinstance(text, str):
             raise PunaError(f"{found.where}: text: must be a string; mend or delete the line")
         texts.append(text)
-        if sum(map(len, texts)) > MOST_FILLER:
+        if sum(map(len, texts)) > MOST_TEXT:
             break
     return texts
 

@@ -8,7 +8,7 @@ number nor a recent one has an advantage: by chance one in `depths` is chosen, w
 
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean, stdev
@@ -79,10 +79,8 @@ def cells(found: Sequence[Found]) -> list[Cell]:
     return made
 
 
-@torch.no_grad()
 def retrieve(decoder: Decoder, tokenizer: Tokenizer, lengths: Sequence[int], *, text: Path | None = None,
-             samples: int = 8, depths: int = 5, chat: bool = False, seed: int = 0,
-             report: Callable[[Found], None] = lambda _: None) -> list[Found]:  # fmt: skip
+             samples: int = 8, depths: int = 5, chat: bool = False, seed: int = 0) -> list[Found]:  # fmt: skip
     """Ask a decoder for every fact of `samples` texts of each length (tokens, prompt and answer together).
 
     A text longer than the decoder's own context is asked about all the same: its positions go on. text: what the facts
@@ -92,16 +90,13 @@ def retrieve(decoder: Decoder, tokenizer: Tokenizer, lengths: Sequence[int], *, 
     if not lengths or min(lengths) < 1 or samples < 1 or not 2 <= depths <= 24:
         raise PunaError("retrieval needs a length, a sample, and from 2 to 24 depths: one fact has no others beside it")
     builder = Builder(tokenizer, read_filler(text), depths, seed, chat)
-    found = []
-    for length in lengths:
-        for sample in range(samples):
-            for one in _answers(decoder, tokenizer, builder.haystack(length, sample), length, chat):
-                found.append(one)
-                report(one)
-    return found
+    texts = ((length, builder.haystack(length, sample)) for length in lengths for sample in range(samples))
+    return [one for length, hay in texts for one in ask(decoder, tokenizer, hay, length, chat)]
 
 
-def _answers(decoder: Decoder, tokenizer: Tokenizer, hay: Haystack, length: int, chat: bool) -> Iterator[Found]:
+@torch.no_grad()
+def ask(decoder: Decoder, tokenizer: Tokenizer, hay: Haystack, length: int, chat: bool = False) -> Iterator[Found]:
+    """Every question of one text, which goes through the model once."""
     shared, cache = common(hay.prompts), decoder.new_cache()
     for start in range(0, shared, BLOCK):
         _next(decoder, hay.prompts[0][start : min(start + BLOCK, shared)], cache)
