@@ -65,6 +65,11 @@ class HuggingFaceSource:
         """See `Source.notes`."""
         return tuple(self._notes)
 
+    def map(self) -> None:
+        """From now on give plain tensors as the files' own pages: for processes that keep only a part of each."""
+        for file in self._files.values():
+            file.mapped = True
+
     def _open(self, file: Path | None) -> None:
         index = self.path / INDEX
         if file is None and index.is_file():

@@ -1,15 +1,18 @@
 """One .safetensors file: header checked in full before any weight is touched, tensors read one by one.
 
 Tensors are read into memory of their own rather than mapped, so that resident memory never holds a tensor and its
-cast or rearranged copy's file pages together. Format: 8 bytes little-endian header length N, N bytes of JSON
-{name: {dtype, shape, data_offsets: [begin, end]}}, then the data (huggingface/safetensors README).
+cast or rearranged copy's file pages together; but for whoever keeps little of each (`mapped`). Format: 8 bytes
+little-endian header length N, N bytes of JSON {name: {dtype, shape, data_offsets: [begin, end]}}, then the data
+(huggingface/safetensors README).
 """
 
 import json
 import math
+import mmap
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +43,7 @@ class SafetensorsFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.mapped = False  # whole tensors that are read are the file's own pages, which processes share
         size = path.stat().st_size
         with path.open("rb") as file:
             start = file.read(8)
@@ -102,7 +106,16 @@ class SafetensorsFile:
     def read(self, name: str) -> Tensor:
         """One tensor, in its stored dtype. Raises PunaError for a dtype that is no plain float."""
         entry = self.entries[name]
+        kind = DTYPES.get(entry.dtype)
+        if self.mapped and kind and entry.end > entry.begin and entry.begin % kind.itemsize == 0:
+            count = math.prod(entry.shape)
+            return torch.frombuffer(self._pages, dtype=kind, count=count, offset=entry.begin).view(entry.shape)
         return self._read(name, entry.shape, entry.begin, DTYPES)
+
+    @cached_property
+    def _pages(self) -> mmap.mmap:
+        with self.path.open("rb") as file:  # written to, they are this process's alone
+            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
 
     def read_bits(self, name: str) -> Tensor:
         """As `read`, of the integers and 8-bit floats too that make up a quantised weight."""

@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from puna.checkpoint.hf_config import read_config, read_generation
+from puna.checkpoint.huggingface import HuggingFaceSource
 from puna.checkpoint.shard import ShardSource
 from puna.checkpoint.source import GenerationDefaults, open_source
 from puna.errors import PunaError
@@ -44,11 +45,18 @@ def shape_of(base: Path) -> ModelConfig:
 
 
 def open_base(base: Path, config: TrainConfig, processes: Processes) -> Opened:
-    """Weights (or first values for a shape without), tokenizer and sampling defaults. Raises PunaError."""
-    dtype, device = getattr(torch, config.dtype), device_of(config.device)
-    share = processes.share
+    """Weights (or first values for a shape without), tokenizer and sampling defaults. Raises PunaError.
+
+    Weights that are to be dealt to data groups stay in the CPU's memory until then: safetensors in the run's dtype as
+    the files' pages, which the processes of a machine share, anything else whole in each.
+    """
+    dtype, share = getattr(torch, config.dtype), processes.share
+    dealt = processes.data.size > 1
+    device = torch.device("cpu") if dealt else device_of(config.device)
     if has_weights(base):
         source, empty = open_source(base, text_only=share is not None), None
+        if dealt and isinstance(source, HuggingFaceSource):
+            source.map()
         if share is not None:
             source = ShardSource(source, share.sharding, share.rank)
             empty = local_decoder(share.sharding, share.rank)
