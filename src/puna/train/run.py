@@ -4,6 +4,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from puna.checkpoint.hub import resolve
 from puna.checkpoint.lineage import model_files, sampled, write_record
 from puna.errors import PunaError
 from puna.model import Decoder
+from puna.model.memory import returned_at_once
 from puna.text.tokenizer import Tokenizer
 from puna.train.base import open_base, put_together, shape_of
 from puna.train.card import write_card
@@ -72,7 +74,9 @@ def train(
         begun = time.time()
         session = _opened(model, tokenizer, config, data, note, processes)
         session = replace(session, base=sampled(model_files(base)))
-        tokens = run(session, folder, evaluations, report, note)
+        # weights are gathered and let go block by block: what glibc would keep of them is most of what dealing saves
+        with returned_at_once() if processes.data.size > 1 else nullcontext():
+            tokens = run(session, folder, evaluations, report, note)
         model.eval()
         session.routing.remove()
         if not processes.first:
@@ -140,6 +144,10 @@ def _opened(
     session = Session.of(model, tokenizer, config, data, cache_folder(), processes)
     for sentence in session.order.notes():
         note(sentence)
+    groups, passes = processes.data.size, len(session.passes(0)) if processes.size > 1 else 1
+    if groups > 1 and passes % groups:
+        note(f"a step's {passes} passes can't be dealt evenly to {groups} data groups, so that some wait: mend "
+             "micro_tokens, the tokens of a pass")  # fmt: skip
     if model.config != before:
         for sentence in context_notes(before, model.config, session.order.stages):
             note(sentence)
