@@ -61,11 +61,13 @@ RUNS: dict[str, dict[str, Any]] = {
     "all weights": {"base": "sparse", "method": "full", "mesh": MESH},
     "updates": {"base": "sparse", "method": "lora", "mesh": MESH, "options": {"rank": 4}},
     "updates of four bits": {"base": "dense", "method": "qlora", "mesh": {"tensor": 2}, "options": {"rank": 4}},
+    "three experts dealt to two": {"base": "odd", "method": "full", "mesh": {}},
 }
 SPLIT, DEALT = Layout(1, Mesh(2, 2)), Layout(2)
 HELD: dict[str, tuple[str, str, str, dict[str, int]]] = {  # base, method, dtype, mesh
     "full, split": ("sparse", "full", "bfloat16", MESH),
     "full, dealt": ("sparse", "full", "bfloat16", {}),
+    "three experts, dealt": ("odd", "full", "bfloat16", {}),
     "pretrain, split, float32": ("dense", "pretrain", "float32", {"tensor": 2}),
     "lora, split, float32": ("sparse", "lora", "float32", MESH),
     "lora, dealt": ("dense", "lora", "bfloat16", {}),
@@ -85,15 +87,16 @@ def settings(method: str, **changes: Any) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Bases `dense` and `sparse`, whose halves are whole groups of few bits, and chats."""
+    """Bases whose halves are whole groups of few bits, and chats."""
     place = tmp_path_factory.mktemp("ranks")
     tokenizer = train_tokenizer(WORDS * 20, 320)
     ids: dict[str, Any] = {"vocab_size": tokenizer.vocab_size, "bos_token_id": tokenizer.bos_id,
                            "eos_token_ids": tokenizer.eos_ids}  # fmt: skip
     wide = ids | {"hidden_size": 64, "head_dim": 16, "intermediate_size": 128}
     layers = {"num_layers": 2, "nope_layers": (1,), "moe_layers": (1,), "expert_intermediate_size": 64}
-    for name, config in (("dense", ModelConfig(**LLAMA | wide)),
-                         ("sparse", ModelConfig(**LLAMA4 | EXPERTS | wide | layers))):  # fmt: skip
+    sparse = ModelConfig(**LLAMA4 | EXPERTS | wide | layers)
+    for name, config in (("dense", ModelConfig(**LLAMA | wide)), ("sparse", sparse),
+                         ("odd", sparse.with_(num_experts=3))):  # fmt: skip
         save(decoder(config), config, tokenizer, place / name)
     user = {"role": "user", "content": "Who runs?"}
     rows = [{"messages": [user, {"role": "assistant", "content": words}]} for words in WORDS]

@@ -26,6 +26,7 @@ from puna.model.parallel import local_decoder
 from puna.train.loss import ROWS, row_bytes
 from puna.train.methods import METHODS
 from puna.train.optimizer import Optimizer
+from puna.train.sharded import dealt_axis
 
 PLANNED = ("full", "pretrain", "lora", "qlora")  # methods
 
@@ -123,12 +124,13 @@ def _in_few_bits(decoder: Decoder) -> None:
 
 
 def _dealt(parameter: nn.Parameter, layout: Layout) -> nn.Parameter:
-    """What one process of a data group keeps: even chunks of rows, in float32 where they train (FSDP2)."""
+    """What one process of a data group keeps: even chunks, in float32 where they train (FSDP2)."""
     if layout.data == 1:
         return parameter
-    rows = -(-len(parameter) // layout.data)
+    shape, axis = list(parameter.shape), dealt_axis(parameter.shape, layout.data)
+    shape[axis] = -(-shape[axis] // layout.data)
     dtype = torch.float32 if parameter.requires_grad else parameter.dtype
-    return nn.Parameter(parameter.new_empty(rows, *parameter.shape[1:], dtype=dtype), parameter.requires_grad)
+    return nn.Parameter(parameter.new_empty(shape, dtype=dtype), parameter.requires_grad)
 
 
 def _gathered(decoder: Decoder, layout: Layout) -> int:

@@ -43,15 +43,15 @@ class Piece:
             axes[cut.axis] = cut.ranges
         return Piece(self.shape, tuple(axes))
 
-    def rows(self, first: int, last: int) -> "Piece":
-        """Of what is held, rows first..last-1 along the first axis."""
+    def part(self, axis: int, first: int, last: int) -> "Piece":
+        """Of what is held, first..last-1 along an axis."""
         found, at = [], 0
-        for start, stop in self.axes[0]:
+        for start, stop in self.axes[axis]:
             begin, end = max(first, at), min(last, at + stop - start)
             if begin < end:
                 found.append((start + begin - at, start + end - at))
             at += stop - start
-        return Piece(self.shape, (tuple(found), *self.axes[1:]))
+        return Piece(self.shape, (*self.axes[:axis], tuple(found), *self.axes[axis + 1 :]))
 
     def overlaps(self, other: "Piece") -> Iterator[tuple[Slices, Slices]]:
         """The blocks that both hold: where they lie in this part, and where in the other."""

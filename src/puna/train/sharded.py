@@ -4,7 +4,7 @@ Each process keeps rows of every tensor (in float32 those that train: the master
 the run's dtype when it computes and let go again; gradients are summed in float32, each process gets its rows'.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -33,12 +33,20 @@ def deal(model: Decoder, processes: Processes) -> dict[str, Piece]:
         connect_training(model, processes.share)
     if processes.data.size > 1:
         _shard(model, processes)
-    return {name: _rows(piece, processes.data) for name, piece in pieces.items()}
+    return {name: _chunk(piece, processes.data) for name, piece in pieces.items()}
+
+
+def dealt_axis(shape: Sequence[int], groups: int) -> int:
+    """The axis along which so many processes divide a tensor: its rows, of experts their inputs where that is even and
+    whole experts would not be."""
+    return 1 if len(shape) == 3 and shape[0] % groups and not shape[1] % groups else 0
 
 
 def _shard(model: Decoder, processes: Processes) -> None:
     from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+    from torch.distributed.tensor import Shard
 
+    groups = processes.data.size
     dtype = model.dtype
     policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
     blocks: list[nn.Module] = [*model.layers, *(model.cross_layers or ()), *filter(None, [model.vision])]
@@ -46,7 +54,10 @@ def _shard(model: Decoder, processes: Processes) -> None:
         for parameter in part.parameters():
             if parameter.requires_grad and not hasattr(parameter, "full_tensor"):
                 parameter.data = parameter.data.float()
-        fully_shard(part, mesh=processes.mesh, mp_policy=policy, reshard_after_forward=part is not model)
+        fully_shard(
+            part, mesh=processes.mesh, mp_policy=policy, reshard_after_forward=part is not model,
+            shard_placement_fn=lambda parameter: Shard(dealt_axis(parameter.shape, groups)),
+        )  # fmt: skip
         assert isinstance(part, FSDPModule)
         part.set_gradient_divide_factor(1.0)  # the loss is divided by the whole step's count already
         part.set_force_sum_reduction_for_comms(True)
@@ -65,12 +76,13 @@ def _own(parameter: nn.Parameter) -> nn.Parameter:
     return parameter if held(parameter) is parameter else nn.Parameter(held(parameter))
 
 
-def _rows(piece: Piece, data: Ranks) -> Piece:
-    """The rows of a piece that fall to one of a data group's processes: even chunks, as FSDP2 deals them."""
-    count = piece.held[0]
+def _chunk(piece: Piece, data: Ranks) -> Piece:
+    """What of a piece falls to one of a data group's processes: even chunks, as FSDP2 deals them."""
+    axis = dealt_axis(piece.held, data.size)
+    count = piece.held[axis]
     chunk = -(-count // data.size)
     start = min(count, data.rank * chunk)
-    return piece.rows(start, min(count, start + chunk))
+    return piece.part(axis, start, min(count, start + chunk))
 
 
 class ShardedOptimizer(Optimizer):
@@ -83,7 +95,7 @@ class ShardedOptimizer(Optimizer):
         self._dealt = {name: p for name, p in parameters.items() if p.requires_grad}
         super().__init__({name: _own(p) for name, p in self._dealt.items()}, **options)
         self._own = {name: pieces[name] for name in self.parameters}
-        assert all(p.shape == self._own[name].held for name, p in self.parameters.items()), "rows as FSDP2 deals them"
+        assert all(p.shape == self._own[name].held for name, p in self.parameters.items()), "as FSDP2 deals them"
         self._processes = processes
         self._slices = None if processes.share is None else Slices(processes.share)
         told = processes.tell(described(self._own))
