@@ -15,10 +15,11 @@ from puna.checkpoint.safetensors_write import hf_name
 from puna.checkpoint.source import load
 from puna.errors import PunaError
 from puna.model.adapt import updates
-from puna.train.dpo import DPO, answers
+from puna.train.dpo import DPO
 from puna.train.loop import gradients
 from puna.train.method import Batch
 from puna.train.preference import LOSSES, Pairs
+from puna.train.reference import answers
 from puna.train.run import train
 from puna.train.session import Session
 from test_tune import WORDS, configured, no_picture, opened, tokenizer, work
@@ -147,14 +148,14 @@ def test_the_reference_is_computed_once(data: Path, monkeypatch: pytest.MonkeyPa
     assert isinstance(method, DPO)
     batches: list[int] = []
     real = answers
-    monkeypatch.setattr("puna.train.dpo.answers", lambda model, batch: (batches.append(len(batch.examples)),
+    monkeypatch.setattr("puna.train.reference.answers", lambda model, batch: (batches.append(len(batch.examples)),
                                                                         real(model, batch))[1])  # fmt: skip
     batch = Batch.of(run.order.examples(0), run.model.device)
     distinct = {tuple(d.tokens.tolist()) for e in batch.examples for d in e.documents}
     for _ in range(2):
         method.loss(run.model, batch)
-    assert batches.count(1) == len({tuple(e.documents[0].tokens.tolist()) for e in batch.examples})
-    assert len(method._known) == len(distinct)
+    assert len(batches) == len({tuple(e.documents[0].tokens.tolist()) for e in batch.examples})
+    assert len(method._reference._known) == len(distinct)
     assert all(float(update.b.abs().max()) == 0 for update in updates(run.model).values())
 
 

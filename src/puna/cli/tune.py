@@ -18,6 +18,7 @@ class Method(StrEnum):
     qlora = "qlora"
     dora = "dora"
     dpo = "dpo"
+    kto = "kto"
     grpo = "grpo"
 
 

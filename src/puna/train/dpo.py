@@ -1,30 +1,21 @@
-"""Preference tuning on the loop: DPO and its kin over adapters, or over all weights with a copy of them beside.
+"""Preference tuning on the loop: DPO and its kin over adapters, or over all weights with a copy of them beside."""
 
-Legend: N predictions of a pass, P pairs.
-"""
-
-import copy
-import hashlib
-from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor
 
 from puna.errors import PunaError
 from puna.model import Decoder
-from puna.model.adapt import switched_off
 from puna.text.tokenizer import Tokenizer
 from puna.train.config import TrainConfig
 from puna.train.examples import preference_example
 from puna.train.lora import AdapterOptions, checked_options, what_trains
-from puna.train.loss import IGNORED, token_losses
 from puna.train.method import Batch, Example, Finished, Loss, Packing, Row
 from puna.train.preference import EXTRA, LOSSES, WITHOUT_REFERENCE, Pairs
 from puna.train.processes import Processes
-from puna.train.sharded import deal
+from puna.train.reference import Reference, answers
 
 
 class DPOOptions(AdapterOptions):
@@ -53,14 +44,12 @@ class DPO:
         self.extra = options.label_smoothing or options.gamma or EXTRA.get(options.loss, 0.0)
         self.rate = 5e-5 if options.adapter else 5e-7
         self.trains = what_trains(options, options.adapter, config.seed)
-        self._base: tuple[Decoder, ...] = ()  # of all weights' training: a copy, which is no part of the model
-        self._known: dict[bytes, float] = {}
-        self._processes = Processes.alone()
+        self._reference = Reference()
 
     def prepare(self, model: Decoder, seed: int) -> None:
         """Adapters, or all weights with a frozen copy as the reference."""
         if not self.options.adapter and self.options.loss not in WITHOUT_REFERENCE:
-            self._base = (copy.deepcopy(model).eval(),)
+            self._reference.keep(model)
         self.trains.prepare(model, seed)
 
     def example(self, row: Row, tokenizer: Tokenizer) -> Example:
@@ -84,9 +73,7 @@ class DPO:
         policy, tokens = answers(model, batch)
         reference = torch.zeros_like(policy)
         if self.options.loss not in WITHOUT_REFERENCE:
-            self._learn(model, batch.examples)
-            known = [self._known[key] for example in batch.examples for key in _keys(example)]
-            reference = torch.tensor(known, device=policy.device)
+            reference = self._reference.logprobs(model, batch.examples)
         pairs = Pairs(policy[::2], policy[1::2], reference[::2], reference[1::2], tokens[::2], tokens[1::2])
         losses = LOSSES[self.options.loss](pairs, self.options.beta, self.extra)
         chosen, rejected = pairs.averages
@@ -94,41 +81,11 @@ class DPO:
         return Loss(losses.sum(), {"margin": float(margins.sum()) * self.options.beta,
                                    "accuracy": float((margins > 0).sum())})  # fmt: skip
 
-    def _learn(self, model: Decoder, examples: Sequence[Example]) -> None:
-        """The base's log-probabilities of these examples' answers, computed once. Each example alone in a pass, so that
-        they don't depend on what else a pass holds, which a resumed run may meet at another time. Processes make as
-        many passes as the one that has the most to do, since all take part in each."""
-        unknown = [example for example in examples if any(key not in self._known for key in _keys(example))]
-        for at in range(self._processes.most(len(unknown))):
-            example = unknown[at] if at < len(unknown) else examples[0]
-            batch = Batch.of([example], model.device)
-            with torch.no_grad():
-                if self._base:
-                    found, _ = answers(self._base[0], batch)
-                else:
-                    with switched_off(model):
-                        found, _ = answers(model, batch)
-            self._known |= dict(zip(_keys(example), found.tolist(), strict=True))
-
     def join(self, processes: Processes) -> None:
-        """Work with other processes from now on; `prepare` has been."""
-        self._processes = processes
-        for base in self._base:
-            deal(base, processes)
+        """See `Reference.join`."""
+        self._reference.join(processes)
 
     def save(self, finished: Finished, folder: Path) -> None:
         """An adapter, or weights."""
         self.trains.save(finished, folder)
 
-
-def _keys(example: Example) -> list[bytes]:
-    return [hashlib.sha256(d.tokens.tobytes() + d.counted.tobytes()).digest() for d in example.documents]
-
-
-def answers(model: Decoder, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Of each document of a pass: the log-probability of its tokens that carry loss, and how many these are."""
-    losses_N = token_losses(batch.states(model), model.head_weight, batch.targets_N, model.vocabulary)
-    counted_N = (batch.targets_N != IGNORED).float()
-    parts = zip(losses_N.split(list(batch.lengths)), counted_N.split(list(batch.lengths)), strict=True)
-    sums = [(-losses.sum(), counted.sum()) for losses, counted in parts]
-    return torch.stack([one for one, _ in sums]), torch.stack([count for _, count in sums])

@@ -15,7 +15,7 @@ PICTURES = ("image_url", "image", "input_image", "video_url", "video", "input_vi
 OTHERS = {
     ("conversations",): "ShareGPT's `conversations`: write `messages` with `role` and `content`",
     ("instruction",): "Alpaca's `instruction` and `output`: write `messages` of the user and the assistant",
-    ("completion", "label"): "KTO's `completion` and `label`: method dpo takes pairs, `chosen` and `rejected`",
+    ("completion", "label"): "single answers with a `label` are for method kto",
     ("completion",): "`prompt` and `completion`: write `messages` of the user and the assistant",
     ("preferred_output",): "OpenAI's preferences: write `prompt`, `chosen` and `rejected`",
     ("chosen", "rejected"): "preferences are for method dpo",
@@ -72,18 +72,40 @@ def preference_example(row: Row, tokenizer: Tokenizer) -> Example:
             raise PunaError("prompt: missing, and `chosen` and `rejected` begin with different messages")
     if answers["chosen"] == answers["rejected"]:
         raise PunaError("rejected: is the same as `chosen`; there is nothing to prefer: mend or delete the line")
-    documents = []
-    for name, answer in answers.items():
-        if not any(isinstance(message, Mapping) and message.get("role") == "assistant" for message in answer):
-            raise PunaError(f"{name}: no assistant message in it; mend or delete the line")
-        try:
-            ids, counted = _marked([*prompt, *answer], row.get("tools"), tokenizer, len(prompt))
-        except PunaError as error:
-            raise PunaError(f"prompt + {name}: {error}") from None
-        if not any(counted):
-            raise PunaError(f"{name}: nothing in it can be learned, its weights are 0; mend or delete the line")
-        documents.append(document(ids, counted))
-    return Example(tuple(documents))
+    return Example(tuple(_answered(prompt, answer, name, row, tokenizer) for name, answer in answers.items()))
+
+
+def _answered(prompt: list[Any], answer: list[Any], name: str, row: Row, tokenizer: Tokenizer) -> Document:
+    """A prompt with the answer of the field `name`, which alone carries loss."""
+    if not any(isinstance(message, Mapping) and message.get("role") == "assistant" for message in answer):
+        raise PunaError(f"{name}: no assistant message in it; mend or delete the line")
+    try:
+        ids, counted = _marked([*prompt, *answer], row.get("tools"), tokenizer, len(prompt))
+    except PunaError as error:
+        raise PunaError(f"prompt + {name}: {error}") from None
+    if not any(counted):
+        raise PunaError(f"{name}: nothing in it can be learned, its weights are 0; mend or delete the line")
+    return document(ids, counted)
+
+
+def completion_example(row: Row, tokenizer: Tokenizer) -> Example:
+    """One `completion` of a `prompt`, each a text or messages, with loss on the completion alone; `label` says whether
+    it is good. Without `prompt` the completion is a whole chat, which ends with the assistant's answer."""
+    for name in ("completion", "label"):
+        if name not in row:
+            raise PunaError(f"{name}: missing; {_neither(row, '`prompt`, `completion` and `label`')}")
+    good = row["label"]
+    if not isinstance(good, bool):
+        raise PunaError(f"label: must be true (a good answer) or false, not {good!r:.40}; mend or delete the line")
+    answer = _messages(row["completion"], "completion", "assistant")
+    if "prompt" in row:
+        prompt = _messages(row["prompt"], "prompt", "user")
+        answer = answer[len(prompt) :] if answer[: len(prompt)] == prompt else answer
+    else:
+        prompt, answer = answer[:-1], answer[-1:]
+        if not prompt:
+            raise PunaError("prompt: missing, and `completion` is no chat that has one")
+    return Example((_answered(prompt, answer, "completion", row, tokenizer),), {"label": good})
 
 
 def prompt_ids(row: Row, tokenizer: Tokenizer) -> list[int]:

@@ -4,7 +4,7 @@ The loop (`loop.py`) does the rest, the same for all: order, passes, exact norma
 Legend: N predictions of one pass, D model width, V vocabulary.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -90,6 +90,20 @@ class Batch:
         lengths = (*self.lengths, spare) if spare and len(set(self.lengths)) > 1 else self.lengths
         tokens_N = torch.nn.functional.pad(self.tokens_N, (0, sum(lengths) - count))
         return model.hidden(tokens_N[None], Separate(model.config, lengths))[0, :count]
+
+
+def grouped(examples: Iterable[Example], room: int) -> list[list[Example]]:
+    """Examples in order as passes of about `room` predictions, of one example at least; those that predict nothing (one
+    token alone) are in none."""
+    groups: list[list[Example]] = []
+    left = 0
+    for example in filter(lambda each: each.predictions, examples):
+        if example.predictions > left or not groups:
+            groups.append([])
+            left = room
+        groups[-1].append(example)
+        left -= example.predictions
+    return groups
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from puna.train.config import TrainConfig
 from puna.train.dpo import DPO
 from puna.train.examples import learnable
 from puna.train.grpo import GRPO
+from puna.train.kto import KTO
 from puna.train.lora import DoRATuning, LoRATuning, QLoRATuning
 from puna.train.loss import linear_cross_entropy
 from puna.train.method import Batch, Example, Finished, Loss, Method, Packing, Row
@@ -74,5 +75,6 @@ METHODS: Mapping[str, Callable[[TrainConfig], Method]] = {
     "dora": DoRATuning,
     "qlora": QLoRATuning,
     "dpo": DPO,
+    "kto": KTO,
     "grpo": GRPO,
 }

@@ -16,7 +16,8 @@ from puna.text.tokenizer import Tokenizer
 from puna.train.config import TrainConfig
 from puna.train.data import StageData
 from puna.train.dpo import DPO
-from puna.train.method import Batch, Example, Method
+from puna.train.kto import KTO
+from puna.train.method import Batch, Example, Method, grouped
 from puna.train.methods import METHODS
 from puna.train.optimizer import Optimizer
 from puna.train.pieces import Piece
@@ -137,14 +138,7 @@ class Session:
     def passes(self, step: int) -> list[Batch]:
         """A step's examples as passes of about `micro_tokens` predictions, of one example at least."""
         examples = self.method.expand(self.model, self.tokenizer, self.order.examples(step), step)
-        groups: list[list[Example]] = []
-        room = 0
-        for example in filter(lambda each: each.predictions, examples):  # one token alone predicts nothing
-            if example.predictions > room or not groups:
-                groups.append([])
-                room = self.config.micro_tokens
-            groups[-1].append(example)
-            room -= example.predictions
+        groups = grouped(examples, self.config.micro_tokens)
         return [Batch.of(group, self.model.device, number) for number, group in enumerate(groups)]
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -168,7 +162,7 @@ def _optimizer(model: Decoder, method: Method, processes: Processes, options: di
     if processes.size == 1:
         return Optimizer(dict(model.named_parameters()), **options)
     pieces = deal(model, processes)
-    if isinstance(method, DPO):
+    if isinstance(method, DPO | KTO):
         method.join(processes)
     parameters: dict[str, nn.Parameter] = dict(model.named_parameters())
     return ShardedOptimizer(parameters, pieces, processes, **options)
