@@ -32,7 +32,7 @@ from puna.train.loop import gradients as gradients_of
 from puna.train.loop import recomputing
 from puna.train.loss import linear_cross_entropy, token_losses
 from puna.train.method import Batch, Document, Example
-from puna.train.plan import saved_bytes
+from puna.train.plan import make_plan, saved_bytes
 from puna.train.processes import start
 from puna.train.routing import Routing
 from puna.train.run import train
@@ -181,13 +181,15 @@ def holds(case: dict[str, Any], folder: Path) -> dict[str, Any]:
     model.train()
     kept = saved_bytes(session, passes[0]) if processes.data.size == 1 else None
     gradients_of(session, passes, 1.0)
-    return {
+    found = {
         "weights": sum(map(nbytes, model.parameters())) + sum(map(nbytes, model.buffers())) + lows,
         "optimizer": sum(tensor.nbytes for kinds in states for tensor in kinds.values()) - lows,
         "gradients": sum(map(nbytes, session.optimizer.gradients().values())),
         "kept": kept,
         "tokens": sum(passes[0].lengths),
     }
+    plan = make_plan(session)
+    return found | {"whole": sum(plan.trainable.values()), "planned": plan.memory.weights + plan.memory.optimizer}
 
 
 def nbytes(tensor: Tensor) -> int:

@@ -162,12 +162,14 @@ def test_a_run_is_that_of_one_process(
 def test_the_plan_counts_what_processes_hold(seen: list[dict[str, Any]], name: str, folder: Path) -> None:
     base, method, dtype, mesh = HELD[name]
     found = [result[name] for result in seen]
-    layout = Layout(
-        1 if mesh else 2, Mesh(**mesh), method, found[0]["tokens"], getattr(torch, dtype), rank=16
-    )
-    planned = rank_bytes(open_source(folder / base).config, layout)
+    layout = Layout(1 if mesh else 2, Mesh(**mesh), method, found[0]["tokens"], getattr(torch, dtype), rank=16)
+    config = open_source(folder / base).config
+    planned = rank_bytes(config, layout)
     for part in ("weights", "gradients", "optimizer"):
         assert max(each[part] for each in found) == getattr(planned, part), part
+    whole = Layout(1, Mesh(), method, dtype=torch.float32)
+    assert [each["whole"] for each in found] == [rank_bytes(config, whole).gradients // 4] * 2
+    assert all(each["planned"] == each["weights"] + each["optimizer"] for each in found), "--dry-run counts as much"
     if mesh:  # what is kept of rows that experts serve depends on the tokens
         assert max(each["kept"] for each in found) == pytest.approx(planned.kept, rel=0.3)
 

@@ -92,7 +92,7 @@ def rank_bytes(config: ModelConfig, layout: Layout) -> RankBytes:
         optimizer=moments - lows,
         kept=kept,
         recomputed=recomputed,
-        gathered=_gathered(decoder, layout) if layout.data > 1 else 0,
+        gathered=gathered_bytes(decoder, layout.dtype) if layout.data > 1 else 0,
         logits=min(ROWS, layout.tokens) * row_bytes(decoder.head_weight.detach()) + _head_gradient(decoder),
     )
 
@@ -133,13 +133,15 @@ def _dealt(parameter: nn.Parameter, layout: Layout) -> nn.Parameter:
     return nn.Parameter(parameter.new_empty(shape, dtype=dtype), parameter.requires_grad)
 
 
-def _gathered(decoder: Decoder, layout: Layout) -> int:
-    """The outer weights, which stay from the forward to the backward part; two blocks', since the next is on its way
-    while one computes; and one block's gradients, as they come and in float32."""
+def gathered_bytes(decoder: Decoder, dtype: torch.dtype) -> int:
+    """Of weights dealt to data groups, what is put together at once, in `dtype`: the outer ones, which stay from the
+    forward to the backward part; two blocks', since the next is on its way while one computes; and one block's
+    gradients, as they come and in float32."""
     inner = [list(block.parameters()) for block in decoder.layers]
-    outer = _size(decoder.parameters()) - sum(map(_size, inner))
-    trained = max(sum(p.numel() for p in block if p.requires_grad) for block in inner)
-    return outer + 2 * max(map(_size, inner)) + trained * (layout.dtype.itemsize + 4)
+    blocks = [sum(prod(p.shape) for p in block) for block in inner]
+    outer = sum(prod(p.shape) for p in decoder.parameters()) - sum(blocks)
+    trained = max(sum(prod(p.shape) for p in block if p.requires_grad) for block in inner)
+    return (outer + 2 * max(blocks) + trained) * dtype.itemsize + 4 * trained
 
 
 def _head_gradient(decoder: Decoder) -> int:

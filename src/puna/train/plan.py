@@ -3,6 +3,7 @@
 import os
 import time
 from dataclasses import asdict, dataclass
+from math import prod
 from typing import Any
 
 import torch
@@ -12,8 +13,11 @@ from puna.errors import PunaError
 from puna.model.memory import available_bytes
 from puna.train.loop import gradients
 from puna.train.loss import ROWS, row_bytes
+from puna.train.mesh_plan import gathered_bytes
 from puna.train.method import Batch, Example
 from puna.train.session import Session
+from puna.train.sharded import held
+from puna.train.slices import Slices
 
 PROBE = 256  # predictions of the pass in which activations are counted
 KINDS = (  # what a parameter's name ends in or holds, in the order of asking
@@ -32,8 +36,9 @@ KINDS = (  # what a parameter's name ends in or holds, in the order of asking
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes. gradients: of a step, with the sums over its passes. work: logits, and what the backward part holds at
-    once. process: interpreter, libraries and data; 0 where a GPU's memory is meant."""
+    """Bytes of this process. gradients: of a step, with the sums over its passes. work: logits, what the backward part
+    holds at once, and weights of other processes. process: interpreter, libraries and data; 0 where a GPU's memory is
+    meant."""
 
     weights: int
     gradients: int
@@ -53,11 +58,11 @@ class Plan:
     """A run that has not begun."""
 
     method: str
-    trainable: dict[str, int]  # parameters by kind
+    trainable: dict[str, int]  # parameters by kind, of the whole model
     frozen: dict[str, int]
     optimizers: dict[str, int]  # parameters by who steps them
     memory: Memory
-    available: int  # bytes
+    available: int  # bytes, for each process of this machine
     steps: int
     tokens: int  # predictions of the whole run
     counted: int  # of the first step: those that carry loss (or pairs)
@@ -75,16 +80,19 @@ def make_plan(session: Session) -> Plan:
     PunaError where the forecast doesn't fit."""
     config, optimizer = session.config, session.optimizer
     trainable, frozen = kinds(session)
-    owned = {who: sum(optimizer.parameters[name].numel() for name in names) for who, names in optimizer.groups.items()}
+    pieces = optimizer.pieces()
+    owned = {who: sum(prod(pieces[name].shape) for name in names) for who, names in optimizer.groups.items()}
     assert sum(trainable.values()) == sum(owned.values()), "every trainable parameter has one optimizer"
     passes = session.passes(0)
     memory = forecast(session, passes)
-    available = available_bytes(session.model.device)
-    if memory.gradients + memory.activations + memory.work > available:  # the rest is there already
-        raise PunaError(
-            f"needs {memory.total / 1e9:.1f} GB, {available / 1e9:.1f} GB are left: lower micro_tokens, or set "
-            "`recompute: true`, or train adapters"
-        )
+    alone = session.processes.size == 1 or session.model.device.type != "cpu"
+    available = available_bytes(session.model.device) // (1 if alone else int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    with session.processes.together():
+        if memory.gradients + memory.activations + memory.work > available:  # the rest is there already
+            raise PunaError(
+                f"needs {memory.total / 1e9:.1f} GB, {available / 1e9:.1f} GB are left: lower micro_tokens, or set "
+                "`recompute: true`, or train adapters"
+            )
     session.model.train()
     begun = time.perf_counter()
     gradients(session, passes, config.schedule(0))
@@ -92,6 +100,8 @@ def make_plan(session: Session) -> Plan:
     seconds = time.perf_counter() - begun
     predictions = sum(sum(batch.lengths) for batch in passes)
     where = f"{torch.get_num_threads()} threads" if session.model.device.type == "cpu" else "the GPU"
+    if session.processes.size > 1:
+        where += f" of each of {session.processes.size} processes"
     return Plan(
         session.method.name, trainable, frozen, owned, memory, available, config.steps, predictions * config.steps,
         sum(session.method.count(batch) for batch in passes), len(passes), seconds * config.steps,
@@ -100,19 +110,21 @@ def make_plan(session: Session) -> Plan:
 
 
 def kinds(session: Session) -> tuple[dict[str, int], dict[str, int]]:
-    """Parameters by kind: those that train, and those that don't."""
+    """Parameters of the whole model by kind: those that train, and those that don't."""
+    share = session.processes.share
     found: tuple[dict[str, int], dict[str, int]] = {}, {}
     for name, parameter in session.model.named_parameters():
         kind = next((kind for kind, marks in KINDS if any(mark in name for mark in marks)), "other")
         into = found[0 if parameter.requires_grad else 1]
-        into[kind] = into.get(kind, 0) + parameter.numel()
+        shape = parameter.shape if share is None else Slices(share).whole_shape(name, parameter.shape)
+        into[kind] = into.get(kind, 0) + prod(shape)
     return found
 
 
 def forecast(session: Session, passes: list[Batch]) -> Memory:
     """Bytes by part. Weights and optimizer are counted, activations too: in a small pass, scaled to the largest."""
     model, optimizer = session.model, session.optimizer
-    parameters = list(model.parameters())
+    parameters = [held(parameter) for parameter in model.parameters()]
     buffers = [tensor for tensor in model.buffers() if tensor.numel()]
     trained = list(optimizer.parameters.values())
     largest = max(sum(batch.lengths) for batch in passes)
@@ -126,6 +138,7 @@ def forecast(session: Session, passes: list[Batch]) -> Memory:
     widest = max(config.intermediate_size, config.expert_intermediate_size, config.hidden_size)
     logits = min(ROWS, largest) * row_bytes(model.head_weight)
     head = config.vocab_size * config.hidden_size * (4 + 2 * width)
+    gathered = gathered_bytes(model, getattr(torch, session.config.dtype)) if session.processes.data.size > 1 else 0
     summed = 4 * sum(p.numel() for p in trained) if len(passes) > 1 else 0
     own = _size(trained)
     weights = _size(parameters) + _size(buffers)
@@ -135,7 +148,7 @@ def forecast(session: Session, passes: list[Batch]) -> Memory:
         gradients=summed + (max(own - activations, 0) if not summed else 0),
         optimizer=states,
         activations=activations,
-        work=logits + head + 6 * largest * widest * width,
+        work=logits + head + 6 * largest * widest * width + gathered,
         process=_process_bytes(weights + states) if model.device.type == "cpu" else 0,
     )
 
@@ -154,7 +167,7 @@ def saved_bytes(session: Session, batch: Batch) -> int:
     a weight's shape (the output matrix's gradient)."""
     model = session.model
     shapes = {p.shape for p in model.parameters()}
-    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    weights = {held(p).untyped_storage().data_ptr() for p in model.parameters()}
     kept: dict[int, int] = {}
 
     def keep(tensor: Tensor) -> Tensor:
