@@ -7,7 +7,7 @@ process holds in them.
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from itertools import count
 from pathlib import Path
@@ -25,7 +25,6 @@ from puna.model.adapt import Lora, attach, set_dropout
 from puna.model.parallel import join, local_decoder
 from puna.model.ranks import Ranks
 from puna.train import loss as loss_module
-from puna.train import run as run_module
 from puna.train.base import open_base, shape_of
 from puna.train.config import checked_config
 from puna.train.loop import gradients as gradients_of
@@ -35,12 +34,12 @@ from puna.train.method import Batch, Document, Example
 from puna.train.plan import make_plan, saved_bytes
 from puna.train.processes import start
 from puna.train.routing import Routing
-from puna.train.run import train
 from puna.train.session import Session
 from puna.train.sharded import held
 from puna.train.slices import Slices
 from puna.train.tensor_parallel import connect_training
 from tiny import CONFIGS, decoder
+from train_processes_worker import run
 
 SHAPES: dict[str, ModelConfig] = CONFIGS | {
     "odd vocabulary": CONFIGS["llama3.2"].with_(vocab_size=97),
@@ -117,7 +116,7 @@ def stir(whole: Decoder, local: Decoder, slices: Slices) -> None:
                 mine[name].copy_(slices.mine(name, p))
 
 
-def compared(case: dict[str, Any]) -> dict[str, Any]:
+def compared(_: Path, case: dict[str, Any]) -> dict[str, Any]:
     """Of one case, the largest relative differences of losses, gradients and the gradients' norm."""
     config = SHAPES[case["shape"]]
     whole = decoder(config)
@@ -161,17 +160,9 @@ def without(what: str) -> Iterator[None]:
         setattr(owner, kind, kept)
 
 
-def ran(case: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """A whole run: the loss of each step."""
-    losses: list[float] = []
-    config = checked_config(case["config"], case["id"])
-    train(folder / case["base"], config, folder, folder / case["id"], report=lambda step: losses.append(step.loss))
-    return {"losses": losses}
-
-
-def holds(case: dict[str, Any], folder: Path) -> dict[str, Any]:
+def holds(folder: Path, case: dict[str, Any]) -> dict[str, Any]:
     """Bytes of this process before and after the gradients of a step; what a pass keeps, where it has weights whole."""
-    config, base = checked_config(case["config"], case["id"]), folder / case["base"]
+    config, base = checked_config(case["settings"], case["id"]), folder / case["base"]
     processes = start(config.mesh, torch.device("cpu")).split(shape_of(base), config.mesh)
     model, tokenizer, _ = open_base(base, config, processes)
     session = Session.of(model, tokenizer, config, folder, None, processes)
@@ -192,6 +183,9 @@ def holds(case: dict[str, Any], folder: Path) -> dict[str, Any]:
     return found | {"whole": sum(plan.trainable.values()), "planned": plan.memory.weights + plan.memory.optimizer}
 
 
+KINDS: dict[str, Callable[[Path, dict[str, Any]], dict[str, Any]]] = {"compare": compared, "hold": holds, "run": run}
+
+
 def nbytes(tensor: Tensor) -> int:
     return held(tensor).nbytes
 
@@ -201,13 +195,11 @@ def main() -> None:
     dist.init_process_group("gloo")
     folder = Path(sys.argv[1])
     os.environ["PUNA_CACHE"] = str(folder / "cache")
-    run_module.draw_curves = lambda *_: None  # it would take longer than the runs
     loss_module.ROWS = 64
     results = {}
     for case in json.loads((folder / "cases.json").read_text()):
         with without(case["without"]) if "without" in case else nullcontext():
-            kind = {"run": ran, "hold": holds}.get(case["kind"])
-            results[case["id"]] = kind(case, folder) if kind else compared(case)
+            results[case["id"]] = KINDS[case["kind"]](folder, case)
     (folder / f"rank{dist.get_rank()}.json").write_text(json.dumps(results))
     dist.destroy_process_group()
 

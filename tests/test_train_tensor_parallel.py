@@ -21,9 +21,10 @@ from puna.train.method import Batch, Document, Example
 from puna.train.methods import METHODS
 from puna.train.plan import saved_bytes
 from puna.train.routing import Routing
-from puna.train.run import train
 from ranks import run_ranks
+from test_train_processes import check_alike, table
 from tiny import EXPERTS, LLAMA, LLAMA4, decoder
+from train_processes_worker import run as run_here
 
 # Sums in another order round otherwise: of the gradient's norm, at most 8e-7 was measured.
 TOLERANCE = 1e-5
@@ -57,13 +58,23 @@ MISTAKES: dict[str, dict[str, Any]] = {
     "parts of copied heads": {"shape": "one head", "without": "finish"},
 } | {f"no share before {what}": {"shape": "maverick", "without": f"share {at}"} for at, what in enumerate(SHARES)}
 MESH = {"tensor": 2, "expert": 2}
+
+
+def settings(method: str, **changes: Any) -> dict[str, Any]:
+    """Five steps of several passes."""
+    return {
+        "method": method, "steps": 5, "batch_tokens": 192, "micro_tokens": 64, "dtype": "float32", "rate": 3e-3,
+        "save_every": 2, "evaluate_every": 3, "stages": [{"length": 64, "sources": [{"file": "chats.jsonl"}]}],
+    } | changes  # fmt: skip
+
+
 RUNS: dict[str, dict[str, Any]] = {
-    "all weights": {"base": "sparse", "method": "full", "mesh": MESH},
-    "updates": {"base": "sparse", "method": "lora", "mesh": MESH, "options": {"rank": 4}},
-    "updates of four bits": {"base": "dense", "method": "qlora", "mesh": {"tensor": 2}, "options": {"rank": 4}},
-    "three experts dealt to two": {"base": "odd", "method": "full", "mesh": {}},
+    "all weights": {"base": "sparse", "settings": settings("full", mesh=MESH)},
+    "updates": {"base": "sparse", "settings": settings("lora", mesh=MESH, options={"rank": 4})},
+    "updates of four bits": {"base": "dense", "settings": settings("qlora", mesh={"tensor": 2}, options={"rank": 4})},
+    "three experts dealt to two": {"base": "odd", "settings": settings("full")},
+    "stopped": {"base": "sparse", "settings": settings("full", mesh=MESH), "stop": True},
 }
-SPLIT, DEALT = Layout(1, Mesh(2, 2)), Layout(2)
 HELD: dict[str, tuple[str, str, str, dict[str, int]]] = {  # base, method, dtype, mesh
     "full, split": ("sparse", "full", "bfloat16", MESH),
     "full, dealt": ("sparse", "full", "bfloat16", {}),
@@ -75,14 +86,6 @@ HELD: dict[str, tuple[str, str, str, dict[str, int]]] = {  # base, method, dtype
     "qlora, dealt": ("dense", "qlora", "bfloat16", {}),
 }
 WORDS = [f"The {a} llama {b} over hill {c}." for a in ("old", "young") for b in ("runs", "looks") for c in "abcd"]
-
-
-def settings(method: str, **changes: Any) -> dict[str, Any]:
-    """Five steps of several passes."""
-    return {
-        "method": method, "steps": 5, "batch_tokens": 192, "micro_tokens": 64, "dtype": "float32", "rate": 3e-3,
-        "stages": [{"length": 64, "sources": [{"file": "chats.jsonl"}]}],
-    } | changes  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -112,13 +115,10 @@ def seen(folder: Path) -> list[dict[str, Any]]:
         {"id": name, "kind": "compare", "expert": 2 if case["shape"] == "maverick" else 1, "loss": "sum", "passes": 1}
         | case for name, case in MISTAKES.items()
     ]  # fmt: skip
-    cases += [
-        {"id": name, "kind": "run", "base": run["base"], "config": settings(**{k: run[k] for k in run if k != "base"})}
-        for name, run in RUNS.items()
-    ]
+    cases += [{"id": name, "kind": "run", "out": f"two/{name}"} | run for name, run in RUNS.items()]
     cases += [
         {"id": name, "kind": "hold", "base": base,
-         "config": settings(method, dtype=dtype, mesh=mesh, batch_tokens=1024, micro_tokens=512)}
+         "settings": settings(method, dtype=dtype, mesh=mesh, batch_tokens=1024, micro_tokens=512)}
         for name, (base, method, dtype, mesh) in HELD.items()
     ]  # fmt: skip
     return run_ranks("tensor_training_worker.py", folder, cases, 2)
@@ -140,20 +140,22 @@ def test_every_sum_is_needed(seen: list[dict[str, Any]], name: str) -> None:
 
 @pytest.mark.parametrize("name", RUNS)
 def test_a_run_is_that_of_one_process(
-    seen: list[dict[str, Any]], name: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    seen: list[dict[str, Any]], name: str, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """One that two processes stopped is finished by one."""
     monkeypatch.setenv("PUNA_CACHE", str(folder / "cache"))
-    monkeypatch.setattr("puna.train.run.draw_curves", lambda *_: None)
-    run = {key: value for key, value in RUNS[name].items() if key not in ("base", "mesh")}
-    losses: list[float] = []
-    train(folder / RUNS[name]["base"], checked_config(settings(**run), "test"), folder, tmp_path / "one",
-          report=lambda step: losses.append(step.loss))  # fmt: skip
-    assert len(losses) == 5
-    assert losses[-1] < 0.9 * losses[0]
-    assert seen[0][name]["losses"] == pytest.approx(losses, rel=TOLERANCE)
-    file = "model.safetensors" if RUNS[name]["method"] == "full" else "adapter_model.safetensors"
-    whole = load_file(folder / name / file)
-    for key, expected in load_file(tmp_path / "one" / file).items():
+    alone = RUNS[name] | {"settings": RUNS[name]["settings"] | {"mesh": {}}, "stop": False}
+    run_here(folder, alone | {"out": f"one/{name}"})
+    if RUNS[name].get("stop"):
+        went_on = run_here(folder, alone | {"out": f"two/{name}", "resume": True})
+        assert "resumed at step 2" in went_on["notes"]
+    one, two = folder / "one" / name, folder / "two" / name
+    check_alike(one, two, TOLERANCE)
+    losses = [row["loss"] for row in table(one)]
+    assert (len(losses), losses[-1] < 0.9 * losses[0]) == (5, True)
+    file = "model.safetensors" if RUNS[name]["settings"]["method"] == "full" else "adapter_model.safetensors"
+    whole = load_file(two / file)
+    for key, expected in load_file(one / file).items():
         # AdamW's first steps make much of the smallest differences in a gradient near zero
         assert float((whole[key] - expected).norm()) < 10 * TOLERANCE * float(expected.norm()), key
 
