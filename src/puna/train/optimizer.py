@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
+from puna.model.native_steps import AdamStep, adam, square_sum, steps_for
 from puna.train.pieces import Piece
 
 # Newton-Schulz coefficients of Muon (Keller Jordan, https://kellerjordan.github.io/posts/muon/)
@@ -114,7 +115,7 @@ class Optimizer:
 
     def norm(self, grads: Mapping[str, Tensor]) -> float:
         """Of all gradients together."""
-        return float(torch.stack([g.norm(dtype=torch.float32) for g in grads.values()]).norm()) if grads else 0.0
+        return sum(_square_sum(grad) for grad in grads.values()) ** 0.5
 
     def orthogonal(self, name: str, grad: Tensor) -> Tensor:
         """The update that a matrix's gradient gives."""
@@ -125,17 +126,24 @@ class Optimizer:
         return {name: Piece.whole(p.shape) for name, p in self.parameters.items()}
 
     def _step_adamw(self, name: str, grad: Tensor, scale: float, schedule: float) -> None:
-        """PyTorch's fused AdamW, block by block."""
-        parameter, state = self.parameters[name], self.state[name]
+        """AdamW as PyTorch's fused one, by our kernels or block by block."""
+        parameter, state = self.parameters[name].data, self.state[name]
         decay = self.weight_decay if parameter.dim() > 1 else 0.0
+        rate, grad = schedule * self.rate, grad.contiguous()
+        native = steps_for(parameter, grad) if parameter.is_contiguous() else None
+        if native:
+            first, second = (1 - beta**self.steps for beta in self.betas)
+            by = AdamStep(scale, 1 - rate * decay, rate / first, second**-0.5, self.betas, self.eps)
+            adam(native, parameter, state.get("low"), grad, state["first"], state["second"], by)
+            return
         done = torch.tensor(float(self.steps), device=grad.device)
-        parts = [x.view(-1).split(_BLOCK) for x in (parameter.data, grad.contiguous(), state["first"], state["second"])]
+        parts = [x.view(-1).split(_BLOCK) for x in (parameter, grad, state["first"], state["second"])]
         lows = state["low"].view(-1).split(_BLOCK) if "low" in state else [None] * len(parts[0])
         for weight, g, first, second, low in zip(*parts, lows, strict=True):
             master = weight if low is None else _joined(weight, low)
             gradient = g.float() if scale == 1.0 else g * scale if g.dtype == torch.float32 else g.float().mul_(scale)
             torch._fused_adamw_(
-                [master], [gradient], [first], [second], [], [done], lr=schedule * self.rate, beta1=self.betas[0],
+                [master], [gradient], [first], [second], [], [done], lr=rate, beta1=self.betas[0],
                 beta2=self.betas[1], weight_decay=decay, eps=self.eps, amsgrad=False, maximize=False,
             )  # fmt: skip
             if low is not None:
@@ -179,6 +187,11 @@ def take_master(parameter: Tensor, master: Tensor, low: Tensor | None) -> None:
                if low is None else low)  # fmt: skip
     else:
         parameter.data.copy_(master)
+
+
+def _square_sum(x: Tensor) -> float:
+    native = steps_for(x) if x.is_contiguous() else None
+    return square_sum(native, x) if native else float(x.norm(dtype=torch.float32)) ** 2
 
 
 def _joined(weight: Tensor, low: Tensor) -> Tensor:
