@@ -174,7 +174,7 @@ MALFORMED: dict[str, tuple[Any, str]] = {
     "null of the user": bad(r"messages\[0\].content", "missing", messages=[{"role": "user", "content": None}, SAID]),
     "an unknown part": bad(r"messages\[0\].content\[0\].type", "'sound'",
                            messages=[{"role": "user", "content": [{"type": "sound"}]}, SAID]),
-    "a picture": bad(r"messages\[0\].content\[1\]", "can't train on pictures",
+    "a picture": bad(r"messages\[0\].content\[1\]", "reads texts alone",
                      messages=[{"role": "user", "content": [{"type": "text", "text": "a"}, PICTURE]}, SAID]),
     "calls of the user": bad(r"messages\[0\].tool_calls", "only the assistant",
                              messages=[{**USER, "tool_calls": [CALL]}, SAID]),

@@ -14,10 +14,12 @@ import torch
 from torch import Tensor
 
 from puna.checkpoint.hf_context import KEY, read_context
+from puna.checkpoint.hf_vision import layer_name
 from puna.checkpoint.safetensors_read import SafetensorsFile
 from puna.checkpoint.validate import Fields, check_finite, read_json
 from puna.errors import PunaError
 from puna.family.config import ModelConfig
+from puna.family.vision import Llama32Vision
 from puna.model.lora import Update
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -162,10 +164,7 @@ def _sorted(file: SafetensorsFile, config: ModelConfig) -> tuple[dict[str, dict[
         if match is None and inner is None:
             raise PunaError(f"{file.path}, tensor {key}: no part of a LoRA adapter. Save the adapter again with PEFT.")
         module, kind = (inner[1] + _INNER, inner[2]) if inner else (match["module"], match["kind"])  # type: ignore[index]
-        stem = _STEM.fullmatch(module)
-        module = stem[1] if stem else module
-        if config.architecture == "llama":
-            module = re.sub(r"^(layers\.\d+)\.mlp\.", r"\1.feed_forward.", module)
+        module = _decoders(module, file, config)
         tensor = file.read(key)
         check_finite(tensor, f"{file.path}, tensor {key}")
         if kind == "base_layer":
@@ -179,6 +178,22 @@ def _sorted(file: SafetensorsFile, config: ModelConfig) -> tuple[dict[str, dict[
         if any(parts[kind].dim() != 2 for kind in ("lora_A", "lora_B")):
             raise PunaError(f"{file.path}: {module}'s lora_A and lora_B must be matrices. Save the adapter again.")
     return found, whole
+
+
+def _decoders(module: str, file: SafetensorsFile, config: ModelConfig) -> str:
+    """The decoder's name of a module of Hugging Face's."""
+    if module.removeprefix("language_model.") == "lm_head":
+        return "lm_head"
+    stem = _STEM.fullmatch(module)
+    name = stem[1] if stem else module
+    if config.architecture != "llama":
+        return name
+    if isinstance(config.vision, Llama32Vision):
+        name = layer_name(name, config.vision)
+    elif "language_model." in module:  # whose layers are counted with others, which aren't here
+        raise PunaError(f"{file.path} is an adapter of a model that sees, but its base is loaded for text alone. Load "
+                        "the base with its tower.")  # fmt: skip
+    return re.sub(r"^((?:cross_)?layers\.\d+)\.mlp\.", r"\1.feed_forward.", name)
 
 
 def _update(file: SafetensorsFile, module: str, parts: dict[str, Tensor], fields: _Fields) -> Update:

@@ -75,7 +75,7 @@ class PartReader:
                 raise PunaError(f"{where}: it is cut into {len(source.pixels)} tiles already; leave out detail")
             return source
         image = _upright(source, where) if isinstance(source, Image.Image) else read_picture(
-            _content(source, where, "image"), name=where)  # fmt: skip
+            content_of(source, where, "image"), name=where)  # fmt: skip
         picture = tile(image, replace(self.vision, max_tiles=1) if low else self.vision)
         if picture.note:
             self.notes.append(f"{where}: {picture.note}")
@@ -86,7 +86,8 @@ class PartReader:
             if "frames" in asked:
                 raise PunaError(f"{where}: the frames of this video are chosen already; leave out frames")
         else:
-            source = read_video(_content(source, where, "video"), self.vision, asked.get("frames", FRAMES), name=where)
+            given = content_of(source, where, "video")
+            source = read_video(given, self.vision, asked.get("frames", FRAMES), name=where)
         self._add(source.frames, where)
         self.notes.append(f"{where}: {source.note}")
         parts: list[dict[str, Any]] = []
@@ -152,8 +153,8 @@ def source_of(part: Mapping[str, Any], where: str) -> tuple[Any, Mapping[str, An
     return source, asked, f"{where}.{field}"
 
 
-def _content(source: Any, where: str, kind: str) -> bytes | Path:
-    """The bytes of a data URL; bytes and paths as they are."""
+def content_of(source: Any, where: str, kind: str) -> bytes | Path:
+    """The bytes of a data URL; bytes and paths as they are. Raises PunaError that begins with `where`."""
     if isinstance(source, bytes | Path):
         return source
     if not isinstance(source, str):

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from puna.errors import PunaError
+from puna.text.pictures import Vision
 from puna.text.tokenizer import Tokenizer
 from puna.train.config import Source, Stage
 from puna.train.method import Document, Example, Method, Packing
@@ -66,6 +67,10 @@ def make_rows(source: Source, length: int, separate: bool, read: Tokenised, meth
     overlong = source.overlong or ("refuse" if method.packing == "whole" else "split")
     if packing != "whole" and any(np.diff(read.examples) != 1):
         raise PunaError(f"{read.where}: packing: {method.name} trains on examples of several documents: use whole")
+    if len(read.low) and (packing != "whole" or overlong == "split"):
+        wrong = "packing" if packing != "whole" else "overlong"
+        cure = "whole" if packing != "whole" else "refuse"
+        raise PunaError(f"{read.where}: {wrong}: documents with pictures stay whole: use {cure}")
     if packing == "stream":
         rows = _stream(read.lengths, length + 1)
     elif packing == "starts":
@@ -143,12 +148,12 @@ class StageData:
 
     def __init__(
         self, stage: Stage, needed: int, folder: Path, tokenizer: Tokenizer, method: Method, seed: int,
-        separate: bool = True, cache: Path | None = None,
+        separate: bool = True, cache: Path | None = None, vision: Vision | None = None,
     ) -> None:  # fmt: skip
         self.stage = stage
         self.sources = []
         for each in stage.sources:
-            read = tokenise(folder / each.file, method, tokenizer, cache)
+            read = tokenise(folder / each.file, method, tokenizer, cache, vision)
             self.sources.append(make_rows(each, stage.length, separate, read, method, seed))
         weights = np.array([each.weight for each in stage.sources])
         picks, times = [], []
@@ -172,6 +177,7 @@ class StageData:
             counts = f"{len(rows.source):,} examples in {len(rows):,} rows of {self.stage.length}"
             fates = [f"{rows.left_out:,} tokens left out, which no row holds"] if rows.left_out else []
             fates += [f"{rows.split:,} documents split over rows"] if rows.split else []
+            fates += [f"{len(rows.source.low):,} pictures"] if len(rows.source.low) else []
             fates += [f"fields not used: {', '.join(rows.source.unused)}"] if rows.source.unused else []
             said.append("; ".join((f"{source.file}: {counts}", *fates)))
         return said

@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 
 from puna.errors import PunaError
+from puna.text.pictures import IMAGE_PARTS, VIDEO_PARTS
 from puna.text.tokenizer import Tokenizer
 from puna.train.method import Document, Example, Row
+from puna.train.pictures import ShownPicture, pictures_in, render
 
-PICTURES = ("image_url", "image", "input_image", "video_url", "video", "input_video")
 # what other trainers call their rows, and what to do with it
 OTHERS = {
     ("conversations",): "ShareGPT's `conversations`: write `messages` with `role` and `content`",
@@ -46,10 +47,10 @@ def chat_example(row: Row, tokenizer: Tokenizer) -> Example:
     messages = row["messages"]
     if not isinstance(messages, list) or not messages:
         raise PunaError("messages: must be a list that is not empty; mend or delete the line")
-    ids, counted = _marked(messages, row.get("tools"), tokenizer, 0)
-    if not any(counted):
+    found = _marked(messages, row.get("tools"), tokenizer, 0)
+    if not found.counted.any():
         raise PunaError("messages: no assistant message to learn from; add one, or delete the line")
-    return Example((document(ids, counted),))
+    return Example((found,))
 
 
 def preference_example(row: Row, tokenizer: Tokenizer) -> Example:
@@ -80,12 +81,12 @@ def _answered(prompt: list[Any], answer: list[Any], name: str, row: Row, tokeniz
     if not any(isinstance(message, Mapping) and message.get("role") == "assistant" for message in answer):
         raise PunaError(f"{name}: no assistant message in it; mend or delete the line")
     try:
-        ids, counted = _marked([*prompt, *answer], row.get("tools"), tokenizer, len(prompt))
+        found = _marked([*prompt, *answer], row.get("tools"), tokenizer, len(prompt))
     except PunaError as error:
         raise PunaError(f"prompt + {name}: {error}") from None
-    if not any(counted):
+    if not found.counted.any():
         raise PunaError(f"{name}: nothing in it can be learned, its weights are 0; mend or delete the line")
-    return document(ids, counted)
+    return found
 
 
 def completion_example(row: Row, tokenizer: Tokenizer) -> Example:
@@ -116,6 +117,8 @@ def prompt_ids(row: Row, tokenizer: Tokenizer) -> list[int]:
         raise PunaError(_neither(row, "`messages` or `prompt`"))
     messages = _messages(row[name], name, "user")
     _check(messages)
+    if pictures_in(messages):
+        raise PunaError(f"{name}: shows a picture; grpo answers texts alone, take the row out")
     while messages and messages[-1]["role"] == "assistant":
         messages = messages[:-1]
     if not messages:
@@ -123,34 +126,35 @@ def prompt_ids(row: Row, tokenizer: Tokenizer) -> list[int]:
     return tokenizer.render(messages, _tools(row.get("tools")))
 
 
-def document(ids: Sequence[int], counted: Sequence[bool]) -> Document:
+def document(ids: Sequence[int], counted: Sequence[bool], shown: Sequence[ShownPicture] = ()) -> Document:
     """From lists; the first token never counts, because nothing tells it."""
     marks = np.array(counted, np.bool_)
     marks[:1] = False
-    return Document(np.array(ids, np.uint32), marks)
+    return Document(np.array(ids, np.uint32), marks, tuple(each.file for each in shown))
 
 
-def _marked(messages: list[Any], tools: Any, tokenizer: Tokenizer, first: int) -> tuple[list[int], list[bool]]:
-    """The chat's ids, and which are said by the assistant in messages[first:]."""
+def _marked(messages: list[Any], tools: Any, tokenizer: Tokenizer, first: int) -> Document:
+    """The chat up to the last thing that the assistant says, which counts in messages[first:]."""
     tools = _tools(tools)
     ids: list[int] = []
     counted: list[bool] = []
+    shown: list[ShownPicture] = []
     _check(messages)
     for end, message in enumerate(messages, 1):
         if message["role"] != "assistant" or end <= first:
             continue
         if end == 1:
             raise PunaError("messages[0].role: a chat to learn from begins with the user or the system")
-        prompt = tokenizer.render(messages[: end - 1], tools)
-        whole = tokenizer.render(messages[:end], tools, add_generation_prompt=False)
+        prompt = render(tokenizer, messages[: end - 1], tools, prompt=True)
+        whole = render(tokenizer, messages[:end], tools, prompt=False)
         if whole[: len(prompt)] != prompt or prompt[: len(ids)] != ids:
             raise PunaError(
                 f"messages[{end - 1}]: the chat template does not only append; such a chat can't be trained on"
             )
         learned = bool(message.get("weight", 1))
         counted += [False] * (len(prompt) - len(ids)) + [learned] * (len(whole) - len(prompt))
-        ids = whole
-    return ids, counted
+        ids, shown = whole, pictures_in(messages[:end])
+    return document(ids, counted, shown)
 
 
 def _check(messages: list[Any]) -> None:
@@ -161,9 +165,11 @@ def _check(messages: list[Any]) -> None:
             raise PunaError(f"messages[{at}]: each is an object with `role` and `content`")
         content = message.get("content")
         for place, part in enumerate(content if isinstance(content, list) else ()):
-            if isinstance(part, Mapping) and part.get("type") in PICTURES:
+            if (isinstance(part, Mapping) and part.get("type") in (*IMAGE_PARTS, *VIDEO_PARTS)
+                    and not isinstance(part.get("image"), ShownPicture)):  # fmt: skip
                 raise PunaError(
-                    f"messages[{at}].content[{place}]: a picture; puna can't train on pictures yet, take the row out"
+                    f"messages[{at}].content[{place}]: a picture, but this run reads texts alone: its base has no "
+                    "tower, or several processes share it; take the row out"
                 )
         if "weight" in message and (message["weight"] not in (0, 1) or message["role"] != "assistant"):
             raise PunaError(f"messages[{at}].weight: 0 or 1, and of the assistant's messages alone")

@@ -19,6 +19,7 @@ from puna.model import Decoder
 from puna.model.differentiable import FILL
 from puna.text.tokenizer import Tokenizer
 from puna.train.loss import IGNORED
+from puna.train.pictures import PictureFile, seen
 from puna.train.separate import Separate
 
 Row = Mapping[str, Any]  # one object of a data file
@@ -31,6 +32,7 @@ class Document:
 
     tokens: NDArray[np.uint32]
     counted: NDArray[np.bool_]
+    pictures: tuple[PictureFile, ...] = ()
 
     @property
     def predictions(self) -> int:
@@ -89,7 +91,8 @@ class Batch:
         spare = -count % FILL  # as one more document, which nobody asks about
         lengths = (*self.lengths, spare) if spare and len(set(self.lengths)) > 1 else self.lengths
         tokens_N = torch.nn.functional.pad(self.tokens_N, (0, sum(lengths) - count))
-        return model.hidden(tokens_N[None], Separate(model.config, lengths))[0, :count]
+        documents = [document for example in self.examples for document in example.documents]
+        return model.hidden(tokens_N[None], Separate(model.config, lengths), seen(model, documents))[0, :count]
 
 
 def grouped(examples: Iterable[Example], room: int) -> list[list[Example]]:

@@ -33,6 +33,13 @@ class Fields(dict[str, Any]):
     def __init__(self, row: Mapping[str, Any]) -> None:
         super().__init__(row)
         self.asked: set[object] = set()
+        self.beside = False  # whether a file is named that lies beside the data
+
+    def with_(self, changed: Mapping[str, Any]) -> "Fields":
+        """A row with other values, whose fields count as asked for here, too."""
+        other = Fields({**self, **changed})
+        other.asked = self.asked
+        return other
 
     def __contains__(self, name: object) -> bool:
         self.asked.add(name)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from puna.errors import PunaError
 from puna.family.config import ModelConfig
 from puna.model import Decoder
+from puna.text.pictures import Vision
 from puna.text.tokenizer import Tokenizer
 from puna.train.config import TrainConfig
 from puna.train.data import StageData
@@ -33,8 +34,9 @@ class Order:
     """Which stage a step belongs to, and the examples of its rows."""
 
     def __init__(
-        self, config: TrainConfig, folder: Path, tokenizer: Tokenizer, method: Method, cache: Path | None
-    ) -> None:
+        self, config: TrainConfig, folder: Path, tokenizer: Tokenizer, method: Method, cache: Path | None,
+        vision: Vision | None = None,
+    ) -> None:  # fmt: skip
         total = sum(stage.share for stage in config.stages)
         self.config = config
         self.starts: list[int] = []
@@ -45,9 +47,8 @@ class Order:
             end = round(config.steps * passed / total)
             needed = (end - start) * config.rows_per_step(stage)
             self.starts.append(start)
-            self.stages.append(
-                StageData(stage, needed, folder, tokenizer, method, config.seed + index, config.separate, cache)
-            )
+            seed, separate = config.seed + index, config.separate
+            self.stages.append(StageData(stage, needed, folder, tokenizer, method, seed, separate, cache, vision))
             start = end
 
     def stage(self, step: int) -> int:
@@ -102,11 +103,14 @@ class Session:
             method = METHODS[config.method](config)
             if processes.size > 1 and config.method in ALONE:
                 raise PunaError(f"method: {config.method} generates in one process; start it without torchrun")
-            order = Order(config, folder, tokenizer, method, cache) if processes.first else None
+            vision = model.config.vision if processes.size == 1 else None
+            order = Order(config, folder, tokenizer, method, cache, vision) if processes.first else None
         with processes.together():  # the others read what the first has tokenised
             order = order or Order(config, folder, tokenizer, method, cache)
             model.requires_grad_(False)
             method.prepare(model, config.seed)
+            if model.vision is not None:
+                model.vision.requires_grad_(False)  # it sees as it did
             if processes.share is not None:
                 Slices(processes.share).draw(model, config.seed)
         chooses = any(".router." in name and p.requires_grad for name, p in model.named_parameters())
