@@ -5,6 +5,7 @@ from collections.abc import Iterable
 
 from puna.guard.code.checks import check
 from puna.guard.code.checks_facts import Facts, bare, called, facts, in_order, within
+from puna.guard.code.checks_outside import WIRE, taken
 from puna.guard.code.checks_overflow import ALLOCATES, varies
 from puna.guard.code.view import Node
 
@@ -36,9 +37,13 @@ def sum_tested_negative(function: Node) -> Iterable[Node]:
                 and total.name == "+"
                 and len(total.args) == 2
                 and not _limited(known)
+                and any(a.kind == "member" or _OFFSET.match(known.types.get(a.name, "")) for a in map(bare, total.args))
                 and all(a.kind in ("name", "member") and not a.name.isupper() for a in map(bare, total.args))
             ):
                 yield node
+
+
+_OFFSET = re.compile(r"^(const )?(long( long)?|loff_t|off_t|off64_t|ssize_t|s?int64(_t)?|ptrdiff_t|MagickOffsetType)$")
 
 
 def _limited(known: Facts) -> bool:
@@ -190,12 +195,71 @@ def _upper_bound(known: Facts, path: str, end: int) -> bool:
     )
 
 
+@check("bound-sum-wraps", "binary")
+def bound_sum_wraps(function: Node) -> Iterable[Node]:
+    """`if (offset + length > size)` with two numbers from outside that nothing else bounds: the sum wraps round."""
+    known = facts(function)
+    outside = {path for _, path, _ in taken(known, WIRE)}
+    outside |= {a.name for a in function.args if re.fullmatch(r"size_t|u?int(32|64)_t|u(32|64)|loff_t|off_t", a.type)}
+    outside |= _composed(known)
+    for node in known.of("binary"):
+        if not in_order(node) or not known.in_test(node) or any(a.kind == "call" for a in known.ancestors(node)):
+            continue
+        for total, limit in (node.args, node.args[::-1]):
+            total = bare(total)
+            if total.kind == "binary" and total.name == "+" and len(total.args) == 2:
+                paths = [bare(a).path() for a in total.args]
+                wide = [p for p in paths if p in outside and _UNSIGNED_WIDE.match(known.types.get(p, ""))]
+                if len(wide) < 2 or len(set(paths)) < 2 or not varies(bare(limit)) or bare(limit).path() in paths:
+                    continue
+                if not all(_alone_compared(known, p, node) for p in wide) and not _wrap_tested(known, paths):
+                    yield node
+
+
+def _wrap_tested(known: Facts, paths: list[str]) -> bool:
+    """`a + b < a`: the sum is asked whether it wrapped round."""
+    for node in known.of("binary"):
+        if in_order(node):
+            for total, other in (node.args, node.args[::-1]):
+                total = bare(total)
+                if total.kind == "binary" and total.name == "+" and bare(other).path() in paths and {
+                    bare(a).path() for a in total.args
+                } == set(paths):  # fmt: skip
+                    return True
+    return False
+
+
+_UNSIGNED_WIDE = re.compile(
+    r"^(const )?(size_t|u?int(32|64)_t|u(32|64)|unsigned( int| long)*|ut(32|64)|guint(32|64)?|gsize)$"
+)
+
+
+def _composed(known: Facts) -> set[str]:
+    """Names that are put together from bytes: `n |= *p++ << 8`, `n = p[0] | p[1] << 8`."""
+    found = set()
+    for node in known.of("assign"):
+        if node.base is not None and node.args and node.name in ("=", "|=", "+="):
+            value = node.args[0].walk()
+            shifted = any(n.kind == "binary" and n.name == "<<" for n in value)
+            if shifted and any(n.kind == "index" or (n.kind == "unary" and n.name == "*") for n in value):
+                found.add(node.base.path())
+    return found
+
+
+def _alone_compared(known: Facts, path: str, sum_test: Node) -> bool:
+    """Whether another comparison bounds the number by itself."""
+    return any(
+        c is not sum_test and in_order(c) and any(bare(a).path() == path for a in c.args)
+        for c, _ in known.compared(path)
+    )
+
+
 @check("offset-endless", "loop", "assign", "call")
 def offset_endless(function: Node) -> Iterable[Node]:
     """A loop without a condition writes at an offset that grows, and nothing compares the offset."""
     known = facts(function)
     for loop in known.of("loop"):
-        if any(not _always(a) for a in loop.args) or _counted(loop, known):
+        if any(not _always(a) for a in loop.args) or _counted(loop, known) or _grows(loop):
             continue
         for node in [n for part in loop.body for n in part.walk()]:
             if node.kind == "assign" and node.name == "+=" and node.base is not None and node.base.kind == "name":
@@ -206,6 +270,11 @@ def offset_endless(function: Node) -> Iterable[Node]:
                     if within(known, use, loop) and _writes_at(use, name):
                         yield use
                         return
+
+
+def _grows(loop: Node) -> bool:
+    """Whether the loop makes room."""
+    return any(re.search(r"(?i)alloc|grow|reserve|room|resize|ensure|append|expand", called(n)) for n in loop.walk())
 
 
 def _counted(loop: Node, known: Facts) -> bool:
@@ -222,5 +291,5 @@ def _writes_at(call: Node, name: str) -> bool:
     for argument in call.args:
         total = bare(argument)
         if total.kind == "binary" and total.name == "+" and any(bare(a).path() == name for a in total.args):
-            return True
+            return not any(bare(a).kind == "string" for a in total.args)
     return False

@@ -82,11 +82,19 @@ def _aliases(known: Facts, buffer: str) -> dict[str, int]:
             and node.base is not None
             and node.args
             and node.name == "="
-            and bare(node.args[0]).path() == buffer
-            and bare(node.args[0]).kind in ("name", "member")
+            and _uncast(node.args[0]).path() == buffer
+            and _uncast(node.args[0]).kind in ("name", "member")
         ):
             found.setdefault(node.base.path(), known.place[id(node)])
     return found
+
+
+def _uncast(node: Node) -> Node:
+    """Without casts, C++'s too."""
+    node = bare(node)
+    while called(node) in ("reinterpret_cast", "static_cast", "const_cast") and node.args:
+        node = bare(node.args[0])
+    return node
 
 
 def _offset(node: Node) -> tuple[str, int] | None:
@@ -142,7 +150,8 @@ def _reads(known: Facts, names: dict[str, int]) -> Iterator[tuple[Node, str, int
                 and len(first.args) == 2
             ):
                 found = _offset(first.args[1])
-        if found is not None:
+        above = known.parent.get(id(node))
+        if found is not None and not (above is not None and above.kind == "assign" and above.base is node):
             yield node, *found
 
 

@@ -74,6 +74,14 @@ class Facts:
             yield above
             above = self.parent.get(id(above))
 
+    def nested(self, node: Node) -> bool:
+        """Whether the node is under a condition, in a loop, or at a label or a case."""
+        return any(
+            above.kind in ("if", "loop", "conditional", "catch", "other")
+            or above.raw in ("labeled_statement", "case_statement")
+            for above in self.ancestors(node)
+        )
+
     def compared(self, path: str) -> list[tuple[Node, Node]]:
         """(comparison, other side) for every comparison of orders or equality that has `path` on one side."""
         found = []

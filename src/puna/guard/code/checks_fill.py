@@ -10,6 +10,7 @@ from puna.guard.code.view import Node
 
 _COPIES = re.compile(r"(?i)^(\w*_)?(mem(cpy|move)|tvb_memcpy|copy_?memory|bcopy|qemu_get_buffer|copy_from_user)$")
 _BOUNDS = re.compile(r"(?i)^(\w+_)?(min|min_t|FFMIN|clamp|clamp_t|ARRAY_SIZE|sizeof|nitems|countof|NELEMS|strnlen)$")
+_NEXT = re.compile(r"^(strsep|strtok(_r)?|fgets|getline|f?getc|getchar|getopt(_long)?|readdir|fscanf|sscanf)$")
 _LENGTH = re.compile(r"(?i)(^|_)(len|length|size|count|n?bytes|sz)\d?$|(len|length|Size)$")
 
 
@@ -63,7 +64,7 @@ def _ended_by_content(loop: Node) -> bool:
         return False
     if any(n.kind == "assign" and n.name in ("/=", ">>=", "%=") for part in loop.body for n in part.walk()):
         return False
-    return any((n.kind == "unary" and n.name == "*") or n.kind == "index" for n in tests)
+    return any((n.kind == "unary" and n.name == "*") or n.kind == "index" or _NEXT.match(called(n)) for n in tests)
 
 
 def _character(comparison: Node) -> bool:

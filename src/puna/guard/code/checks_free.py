@@ -28,7 +28,10 @@ _NOT_FREES = re.compile(
 )
 
 
-_GONE = re.compile(r"^((k|v|kv|g_|x|xml)?free(_sensitive)?|delete|\w+_free|(xml|R_|Xfree|talloc_)?[Ff]ree_?[A-Z]?\w*)$")
+_OWNER = re.compile(
+    r"(?i)^(ctx|\w*context(id)?|opaque|\w*pool|\w*cache|allocator|mem|env|db|mrb|L|js|isolate|tif|\w+_ptr|module|self)$"
+)
+_GONE = re.compile(r"^(\w*_)?free(_sensitive)?$|^[kv]+free$|^delete$|^xmlFree\w*$|^[Ff]ree\w+$")
 _SHOWN = re.compile(r"(?i)print|log|trace|debug|dbg|assert|^sizeof$|^(un)?likely$|hash|delete|null")
 _ANEW = re.compile(r"(?i)clear|reset|init|set|create|new|alloc|open|reserve|safefree")
 
@@ -54,12 +57,12 @@ def _freed_path(statement: Node) -> str:
     if name and statement.args and _FREES.search(name) and not _NOT_FREES.search(name):
         if len(statement.args) > 1 and name.endswith(("_func", "_fn", "_cb")):
             return ""
-        for argument in statement.args:
-            target = bare(argument)
-            if target.kind in ("name", "member"):
-                path = target.path()
-                if path and not path.isupper() and (len(statement.args) == 1 or argument is statement.args[0]):
-                    return path
+        if len(statement.args) < 3:
+            target = bare(statement.args[0])
+            if len(statement.args) == 2 and (target.kind == "call" or _OWNER.search(target.name)):
+                target = bare(statement.args[1])
+            path = target.path() if target.kind in ("name", "member") else ""
+            return "" if path.isupper() else path
     return ""
 
 
@@ -78,7 +81,13 @@ def _after_free(function: Node) -> Iterator[tuple[Node, str]]:
         search = _After(known, path, bool(_GONE.search(called(call))))
         outcome = search.meets(_statements_after(known, statement))
         outer = known.parent.get(id(statement))
-        while outcome is None and outer is not None and outer.kind in ("if", "block") and not _left(outer, statement):
+        while (
+            outcome is None
+            and search.gone
+            and outer is not None
+            and outer.kind in ("if", "block")
+            and not _left(outer, statement)
+        ):
             straight = _straight_start(_statements_after(known, outer))
             outcome = search.meets(straight)
             outer = known.parent.get(id(outer)) if outcome is None else None

@@ -38,7 +38,8 @@ def bound_off_by_one(function: Node) -> Iterable[Node]:
                 if in_order(test) and test.name in ("<", ">"):
                     small, big = test.args if test.name == "<" else (test.args[1], test.args[0])
                     index = bare(big)
-                    if index.kind == "name" and _too_far(small, index.name, known, node):
+                    spans = index.kind == "name" and not re.search(r"(?i)end|len|size|last|stop", index.name)
+                    if spans and _too_far(small, index.name, known, node):
                         yield test
     for node in known.of("loop"):
         if node.args and in_order(node.args[-1]) and node.args[-1].name == "<=":
@@ -145,7 +146,7 @@ def _low_tested(known: Facts, path: str) -> bool:
         other = bare(other)
         if other.kind == "number" and other.value in (0, 1, -1):
             return True
-        if other.kind == "unary":
+        if other.kind == "unary" or (comparison.name == "<" and other.kind == "name" and other.name.isupper()):
             return True
         if comparison.name in ("==", "!="):
             return True
@@ -250,6 +251,9 @@ def value_unset(function: Node) -> Iterable[Node]:
             if use is node.base or use.kind != "name" or use.name != name:
                 continue
             above = known.parent[id(use)]
+            between = known.nodes[known.place[id(node)] : known.place[id(use)]]
+            if any(n.raw == "ERROR" or called(n).isupper() for n in between):  # a macro may set it
+                break
             if (
                 above.kind in ("binary", "return")
                 and above.name not in (">>", ",")

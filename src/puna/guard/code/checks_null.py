@@ -85,6 +85,8 @@ def _first_use(known: Facts, node: Node, path: str) -> Node | None:
             return None
         if use.kind == "assign" and use.base is not None and use.base.path() == path:
             return None
+        if use.kind == "return" and not known.nested(use):
+            return None
         target = dereferenced(use)
         if target is not None and bare(target).path() == path:
             return None if in_sizeof(use, known) or address_only(use, known) else use
@@ -202,6 +204,8 @@ def _earlier_use(known: Facts, test: Node, paths: set[str]) -> Node | None:
         node = known.nodes[at]
         if node.raw == "labeled_statement":
             return None  # others jump here, from before the use
+        if node.kind == "return" and known.parent[id(node)].kind in ("function", "block") and not known.nested(node):
+            return None  # another function's end, where the grammar lost the bounds
         if (
             node.kind == "assign"
             and node.base is not None

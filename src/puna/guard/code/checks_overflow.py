@@ -116,6 +116,8 @@ def overflow_tested_late(function: Node) -> Iterable[Node]:
         if not in_order(node) or node.name != ">":
             continue
         path, limit = bare(node.args[0]).path(), node.args[1]
+        if re.search(r"64|size_t|long|SIZE", known.types.get(path, "")):
+            continue
         if not path or not any(
             n.kind == "name" and re.fullmatch(r"U?(INT|LONG|SIZE|SSIZE)(32)?_MAX", n.name) for n in limit.walk()
         ):

@@ -109,16 +109,17 @@ def _print_unbounded(node: Node, known: Facts) -> bool:
         return False
     template = bare(node.args[1])
     if template.kind != "string":
-        return True
+        return False  # another rule's: it isn't constant
     most = longest(str(template.value))
     declared = _array(node.args[0], known)
     room = _length(declared)
     if most is None:
-        values = node.args[2:]
-        return not (values and all(bare(v).kind in ("string", "number") for v in values))
-    if room is not None:
-        return most > room
-    return declared is None and "%" in str(template.value)
+        values = [bare(v) for v in node.args[2:]]
+        if values and all(v.kind in ("string", "number") or v.name.isupper() or v.name == "__func__" for v in values):
+            return False
+        texts = [v for v in values if v.kind in ("name", "member", "index")]
+        return ".*s" not in str(template.value) and not (texts and all(_measured(v, known) for v in texts))
+    return room is not None and most > room
 
 
 @check("copy-unbounded", "call")

@@ -201,6 +201,9 @@ def declared(low: Lowering, syntax: Syntax) -> Node | None:
         if node is None:
             continue
         pointer = "*" if inside is not None and inside.type == "pointer_declarator" else ""
+        if pointer and inside is not None:  # an array of pointers: T *a[3]
+            held = inside.child_by_field_name("declarator")
+            inside = held if held is not None and held.type == "array_declarator" else inside
         array = inside is not None and inside.type == "array_declarator"
         node.type = kind + pointer + ("[]" if array else "")
         if array and inside is not None:
