@@ -6,3 +6,7 @@ class PunaError(Exception):
 
     Doors (command line, HTTP) print the message alone, without a traceback.
     """
+
+
+class AgreedError(PunaError):
+    """A PunaError of one process that every process of a run raises, so that it need be told once."""

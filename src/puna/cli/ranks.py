@@ -1,11 +1,12 @@
 """What a command needs to know of torchrun, without importing torch."""
 
 import os
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from puna.errors import PunaError
+from puna.errors import AgreedError, PunaError
 
 
 def one_of_many() -> bool:
@@ -26,12 +27,14 @@ def refuse_many(command: str) -> None:
 
 @contextmanager
 def one_error() -> Iterator[None]:
-    """Where all processes fail together, only one of each machine says why: the first, which torchrun must not stop
-    before it has, so that the others leave later."""
+    """Where all processes fail alike, only one of each machine says why: the first, which torchrun must not stop before
+    it has, so that the others leave later."""
     try:
         yield
-    except PunaError:
-        if not one_of_many() or os.environ.get("LOCAL_RANK", "0") == "0":
+    except PunaError as error:
+        torch = sys.modules.get("torch.distributed")
+        alike = isinstance(error, AgreedError) or torch is None or not torch.is_initialized()
+        if not alike or os.environ.get("LOCAL_RANK", "0") == "0":
             raise
         time.sleep(1)
         raise SystemExit(1) from None

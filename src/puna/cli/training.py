@@ -12,7 +12,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from rich.table import Table
 
 from puna.cli.list_models import short_bytes
-from puna.cli.ranks import prints
+from puna.cli.ranks import one_of_many, prints
 from puna.errors import PunaError
 
 if TYPE_CHECKING:
@@ -111,9 +111,10 @@ def show_plan(base: Path, config: "TrainConfig", folder: Path, as_json: bool) ->
     _print_parameters(console, found)
     memory = found.memory
     parts = {name: short_bytes(getattr(memory, name)) for name in memory.__dataclass_fields__}
+    of = " of each process" if one_of_many() else ""
     lines = (
         f"method: {found.method}; optimizer: " + ", ".join(f"{who} {n:,}" for who, n in found.optimizers.items()),
-        f"memory: {short_bytes(memory.total)} at most, {short_bytes(found.available)} are free: "
+        f"memory{of}: {short_bytes(memory.total)} at most, {short_bytes(found.available)} are free: "
         + ", ".join(f"{name} {size}" for name, size in parts.items()),
         f"tokens: {found.tokens:,} in {found.steps:,} steps; the first has {found.counted:,} that carry loss, in "
         f"{found.passes} passes",

@@ -125,6 +125,13 @@ class TrainConfig(_Strict):
             exclude={"save_every", "evaluate_every", "heldout", "micro_tokens", "recompute", "device", "mesh"}
         )
 
+    def dealt(self, groups: int) -> "TrainConfig":
+        """With passes that so many data groups can share evenly, unless `micro_tokens` is given."""
+        if groups == 1 or "micro_tokens" in self.model_fields_set:
+            return self
+        passes = groups * -(-self.batch_tokens // (groups * self.micro_tokens))
+        return self.model_copy(update={"micro_tokens": -(-self.batch_tokens // passes)})
+
     def schedule(self, step: int) -> float:
         """Multiplier of the peak rates at a step: warm-up, constant, linear decay."""
         warm = max(1, round(self.warmup * self.steps))

@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from puna.errors import PunaError
+from puna.errors import AgreedError, PunaError
 from puna.family.config import ModelConfig
 from puna.family.sharding import Mesh, Sharding
 from puna.model.parallel import Ranks, Share
@@ -84,7 +84,7 @@ class Processes:
 
 
 class Together:
-    """Where one process raises a PunaError inside, every process raises it at the end, so that nobody waits for it.
+    """Where one process raises a PunaError inside, every process raises AgreedError at the end: nobody waits for it.
 
     Inside, processes must not wait for each other. What is no PunaError ends its process, and torchrun the others.
     """
@@ -99,7 +99,7 @@ class Together:
         if self._processes.size == 1 or (error is not None and not isinstance(error, PunaError)):
             return
         for words in filter(None, self._processes.tell(str(error or ""))):
-            raise PunaError(words) from None
+            raise AgreedError(words) from None
 
 
 def started() -> int:

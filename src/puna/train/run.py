@@ -5,7 +5,7 @@ import shutil
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from puna.errors import PunaError
 from puna.model import Decoder
 from puna.model.memory import returned_at_once
 from puna.text.tokenizer import Tokenizer
-from puna.train.base import open_base, put_together, shape_of
+from puna.train.base import Opened, open_base, put_together, shape_of
 from puna.train.card import write_card
 from puna.train.checkpoint import RunFolder
 from puna.train.config import TrainConfig
@@ -31,7 +31,7 @@ from puna.train.plan import Plan, make_plan
 from puna.train.processes import Processes, device_of, start
 from puna.train.record import authors_of, recorded, run_record
 from puna.train.session import Session
-from puna.train.terms import check_terms, terms_of
+from puna.train.terms import Terms, check_terms, terms_of
 
 
 def train(
@@ -51,44 +51,31 @@ def train(
     (then training begins from scratch). A run that is killed goes on from its last saved step with `resume`. Raises
     PunaError for anything wrong with base, data or folder before the first step.
     """
-    processes = start(config.mesh, device_of(config.device))
-    if not processes.first:
-        report, note = (lambda _: None), (lambda _: None)
-    with processes.together():
-        check_files(config, data)
-        if processes.first:
-            resolve(base)  # alone, where it is to be fetched
-    with processes.together():
-        given = str(base.resolve() if base.exists() else base)
-        name, base = _named(base)
-        terms = terms_of(base, name)
-        for sentence in check_terms(terms, authors_of(config), config.domicile):
-            note(sentence)
-        if config.heldout:
-            evaluations = (*evaluations, heldout_bits(data / config.heldout))
-        processes = processes.split(shape_of(base), config.mesh)
-        model, tokenizer, generation = open_base(base, config, processes)
+    given = str(base.resolve() if base.exists() else base)
+    begun, opened = _begin(base, config, data, note)
+    processes, config, evaluations = begun.processes, begun.config, (*evaluations, *begun.evaluations)
+    report = report if processes.first else lambda _: None
+    model, tokenizer, generation = opened
     folder = RunFolder(out, resume, processes)
     try:
         torch.set_flush_denormal(True)  # softmax over a vocabulary is full of them, and they are slow
-        begun = time.time()
-        session = _opened(model, tokenizer, config, data, note, processes)
-        session = replace(session, base=sampled(model_files(base)))
+        since = time.time()
+        session = replace(_session(begun, model, tokenizer, data), base=sampled(model_files(begun.base)))
         # weights are gathered and let go block by block: what glibc would keep of them is most of what dealing saves
         with returned_at_once() if processes.data.size > 1 else nullcontext():
-            tokens = run(session, folder, evaluations, report, note)
+            tokens = run(session, folder, evaluations, report, begun.note)
         model.eval()
         session.routing.remove()
         if not processes.first:
             return
         if processes.size > 1:
-            del model
-            session = put_together(session, base, folder)
+            del model, opened
+            session = put_together(session, begun.base, folder)
         finished = Finished(session.model, tokenizer, generation, given, config.context is not None)
         _finish(session, finished, out)
         recorded(session).write(out)
         compute: dict[str, Any] = {
-            "seconds_of_last_session": round(time.time() - begun),
+            "seconds_of_last_session": round(time.time() - since),
             "tokens": tokens,
             "steps": config.steps,
         }
@@ -96,9 +83,9 @@ def train(
             mesh = {"data": processes.data.size, "tensor": processes.peers.size, "expert": config.mesh.expert}
             compute |= {"device": str(device_of(config.device)), "mesh": mesh}
         scores = [name for evaluation in evaluations for name in evaluation.names]
-        record = run_record(session, name, base, terms, data, out, compute, scores)
+        record = run_record(session, begun.name, begun.base, begun.terms, data, out, compute, scores)
         write_record(out, record)
-        write_card(out, record, base)
+        write_card(out, record, begun.base)
         draw_curves(out / "metrics.csv", out / "curves.png")
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or error
@@ -113,32 +100,46 @@ def train(
 def plan(base: Path, config: TrainConfig, data: Path, note: Callable[[str], None] = lambda _: None) -> Plan:
     """What `train` would do and need, with one step really measured. Writes nothing but tokenised data. Raises
     PunaError for what `train` would refuse."""
+    begun, (model, tokenizer, _) = _begin(base, config, data, note)
+    return make_plan(_session(begun, model, tokenizer, data))
+
+
+@dataclass(frozen=True)
+class _Begun:
+    """A run that may take place: this process among the run's, who says what there is to say, and the base."""
+
+    processes: Processes
+    config: TrainConfig
+    note: Callable[[str], None]
+    name: str
+    base: Path
+    terms: Terms
+    evaluations: tuple[Evaluation, ...]
+
+
+def _begin(base: Path, config: TrainConfig, data: Path, note: Callable[[str], None]) -> tuple[_Begun, Opened]:
+    """Join the other processes and open the base. Raises PunaError on all of them for what is wrong with either."""
     processes = start(config.mesh, device_of(config.device))
-    if not processes.first:
-        note = lambda _: None  # noqa: E731 - as the caller's
+    config = config.dealt(processes.data.size)
+    note = note if processes.first else lambda _: None
     with processes.together():
         check_files(config, data)
         if processes.first:
-            resolve(base)
+            resolve(base)  # alone, where it is to be fetched
     with processes.together():
-        base = _named(base)[1]
-        if config.heldout:
-            heldout_bits(data / config.heldout)
+        name, base = _named(base)
+        terms = terms_of(base, name)
+        for sentence in check_terms(terms, authors_of(config), config.domicile):
+            note(sentence)
+        evaluations = (heldout_bits(data / config.heldout),) if config.heldout else ()
         processes = processes.split(shape_of(base), config.mesh)
-        model, tokenizer, _ = open_base(base, config, processes)
-    return make_plan(_opened(model, tokenizer, config, data, note, processes))
+        opened = open_base(base, config, processes)
+    return _Begun(processes, config, note, name, base, terms, evaluations), opened
 
 
-def _opened(
-    model: Decoder,
-    tokenizer: Tokenizer,
-    config: TrainConfig,
-    data: Path,
-    note: Callable[[str], None],
-    processes: Processes,
-) -> Session:
+def _session(begun: _Begun, model: Decoder, tokenizer: Tokenizer, data: Path) -> Session:
     """The run in memory, its model with the context that the run is for, and what there is to say of both."""
-    before = model.config
+    config, processes, note, before = begun.config, begun.processes, begun.note, model.config
     if config.context is not None:
         model.read_as(extended(before, config.context))
     session = Session.of(model, tokenizer, config, data, cache_folder(), processes)
@@ -146,8 +147,8 @@ def _opened(
         note(sentence)
     groups, passes = processes.data.size, len(session.passes(0)) if processes.size > 1 else 1
     if groups > 1 and passes % groups:
-        note(f"a step's {passes} passes can't be dealt evenly to {groups} data groups, so that some wait: mend "
-             "micro_tokens, the tokens of a pass")  # fmt: skip
+        note(f"passes of a step: {passes}, which can't be dealt evenly to {groups} data groups, so that some wait; "
+             "mend micro_tokens, the tokens of a pass")  # fmt: skip
     if model.config != before:
         for sentence in context_notes(before, model.config, session.order.stages):
             note(sentence)
