@@ -219,7 +219,7 @@ DISLIKED: dict[str, tuple[Any, str]] = {
     "an empty answer": bad("rejected", "must be a text", prompt="a", chosen="b", rejected=""),
     "a number": bad("chosen", "must be a text", prompt="a", chosen=3, rejected="c"),
     "the same twice": bad("rejected", "the same as", prompt="a", chosen="b", rejected="b"),
-    "KTO's rows": bad("chosen", "KTO's", prompt="a", completion="b", label=True),
+    "KTO's rows": bad("chosen", "are for method kto", prompt="a", completion="b", label=True),
     "OpenAI's preferences": bad("chosen", "OpenAI's", input={}, preferred_output=[SAID], non_preferred_output=[SAID]),
     "an answer that does not count": bad("chosen", "its weights are 0", prompt="a", chosen=[{**SAID, "weight": 0}],
                                          rejected="c"),
