@@ -25,7 +25,8 @@ def random(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Te
 
 def off(found: Tensor, reference: Tensor) -> float:
     """Distance as a share of the reference's size."""
-    return float((found.double() - reference.double()).norm() / reference.double().norm())
+    found, reference = found.detach().double(), reference.detach().double()
+    return float((found - reference).norm() / reference.norm())
 
 
 @needs_kernels
