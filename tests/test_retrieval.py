@@ -3,7 +3,9 @@
 import copy
 import json
 import math
+import random
 import re
+import string
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +14,20 @@ import torch
 from torch import Tensor
 from typer.testing import CliRunner
 
+import puna
+from puna.checkpoint.hf_config import write_config
 from puna.checkpoint.source import save
 from puna.cli.evaluate import app
 from puna.errors import PunaError
-from puna.evaluate.haystack import FACT, KEYS, Builder, common, read_filler
+from puna.evaluate.haystack import FACT, KEYS, Builder, Haystack, common, read_filler
 from puna.evaluate.positions import bits_by_position
 from puna.evaluate.retrieval import Found, ask, cells, draw, retrieval, retrieve
 from puna.family.config import ModelConfig
 from puna.text.tokenizer import Tokenizer
 from puna.text.train import train_tokenizer
+from puna.train.config import checked_config
 from puna.train.evaluate import bits_per_byte
+from puna.train.run import train
 from tiny import LLAMA, LLAMA4, decoder
 
 SENTENCES = read_filler(None)
@@ -244,3 +250,72 @@ def test_bits_by_position_are_the_plain_pass(folder: Path, tokenizer: Tokenizer)
     result = CliRunner().invoke(app, ["positions", str(folder / "model"), str(folder / "long.jsonl"), "--edges", "64"])
     assert result.exit_code == 0
     assert "0 to 63" in result.output
+
+
+# A language that a small model learns in seconds: keys (upper case) that keep their values (lower case) through a text,
+# among digits.
+PAIRS, SHORT, LONG = 4, 48, 384
+
+
+def letters_text(draw: random.Random, length: int, noise: float) -> str:
+    pairs = letters_pairs(draw)
+    text = ""
+    while len(text) < length:
+        text += draw.choice(string.digits) if draw.random() < noise else draw.choice(pairs)
+    return text[:length]
+
+
+def letters_pairs(draw: random.Random) -> list[str]:
+    keys, values = (draw.sample(letters[:16], PAIRS) for letters in (string.ascii_uppercase, string.ascii_lowercase))
+    return [key + value for key, value in zip(keys, values, strict=True)]
+
+
+def letters_haystack(draw: random.Random, length: int, tokenizer: Tokenizer) -> Haystack:
+    """A fact at each of four depths among digits, and each key again at the end."""
+    pairs, room = letters_pairs(draw), length - 3 - 2 * PAIRS
+    cuts = [round(room * i / (PAIRS - 1)) for i in range(PAIRS)]
+    digits = "".join(draw.choice(string.digits) for _ in range(room))
+    text = pairs[0] + "".join(digits[a:b] + pair for a, b, pair in zip(cuts, cuts[1:], pairs[1:], strict=False))
+    bos = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
+    prompts = tuple((*bos, *tokenizer.encode(text + pair[0])) for pair in pairs)
+    return Haystack(prompts, tuple(p[1] for p in pairs), tuple(tuple(tokenizer.encode(p[1])) for p in pairs))
+
+
+def found_share(folder: Path, length: int) -> float:
+    """How many of 48 facts a model finds."""
+    llama = puna.load(folder, context=SHORT)
+    assert llama.tokenizer is not None
+    hays = [letters_haystack(random.Random(seed), length, llama.tokenizer) for seed in range(12)]
+    found = [one for hay in hays for one in ask(llama.decoder, llama.tokenizer, hay, length)]
+    return cells(found)[-1].exact
+
+
+def test_a_longer_context_restores_what_a_shorter_one_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PUNA_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("puna.train.run.draw_curves", lambda *_: None)
+    letters = train_tokenizer(["x"], 256 + 64)  # a token a letter
+    shape = ModelConfig(**LLAMA | {"vocab_size": letters.vocab_size, "hidden_size": 64, "num_heads": 2, "head_dim": 32,
+                                   "intermediate_size": 64, "context_length": SHORT, "rope_theta": 10_000.0},
+                        bos_token_id=letters.bos_id, eos_token_ids=letters.eos_ids)  # fmt: skip
+    letters.save(tmp_path / "shape")
+    (tmp_path / "shape/config.json").write_text(json.dumps(write_config(shape, torch.float32)))
+    draw = random.Random(0)
+    for name, length, noise, count in (("short", SHORT, 0.3, 4000), ("long", LONG, 0.85, 200)):
+        rows = [{"text": letters_text(draw, length, noise)} for _ in range(count)]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def run(base: str, name: str, steps: int, length: int, **more: Any) -> Path:
+        stages = [{"length": length, "sources": [{"file": f"{name}.jsonl", "packing": "whole"}]}]
+        config = checked_config({"steps": steps, "batch_tokens": 1536, "dtype": "float32", "matrix_rate": 0.05,
+                                 "vector_rate": 0.01, "warmup": 0.05, "save_every": steps, "stages": stages, **more},
+                                "test")  # fmt: skip
+        train(tmp_path / base, config, tmp_path, tmp_path / f"{name}-trained")
+        return tmp_path / f"{name}-trained"
+
+    short = run("shape", "short", 210, SHORT)
+    before = found_share(short, LONG)
+    assert found_share(short, SHORT) > 0.6
+    assert before < 0.7
+    long = run("short-trained", "long", 50, LONG, context={"length": LONG})
+    assert found_share(long, SHORT) > 0.85
+    assert found_share(long, LONG) > max(0.8, before + 0.2)
