@@ -20,7 +20,7 @@ from puna.engine.sizes import CacheSize
 from puna.engine.speculation import Drafter, Speculation
 from puna.engine.stats import Meter, Stats
 from puna.errors import PunaError
-from puna.model import Decoder
+from puna.model import Decoder, pages
 from puna.model.on_demand import expert_cache
 from puna.model.paged import BLOCK, Batch, PagedPool, Span
 from puna.model.pictures import PassPictures
@@ -128,6 +128,8 @@ class Core:
         self.looker.worked(seconds)
         self.pace.record(answers, tokens - answers, seconds - drafting, guesses, drafting)
         self.meter.record(answers + confirmed, tokens + guesses, seconds)
+        if answers:
+            pages.enlarge()  # behind the first token: a load takes what memory comes quickly
         return True
 
     def drop_cancelled(self) -> None:

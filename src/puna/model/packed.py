@@ -5,15 +5,14 @@ Legend: M rows, N outputs, K inputs, P panels, S groups of inputs.
 """
 
 import ctypes
-import mmap
 from collections.abc import Iterable
-from contextlib import suppress
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from puna.errors import PunaError
+from puna.model import pages
 from puna.model.elementwise import silu_mul
 from puna.model.native import Kernels, kernels, threads
 from puna.model.quantized import Float8, Quantized, Weight, Words
@@ -24,7 +23,6 @@ SCALES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 PLACES = ("cpu", "meta")  # without memory, on the meta device, a load is rehearsed
 FINEST = 16  # inputs that share a scale, at least: the kernel's step
 COARSEST = 256  # and at most: an activation's 8-bit scale should not serve more
-LARGE_PAGE = 1 << 21  # bytes
 
 
 class _Weight(ctypes.Structure):
@@ -235,21 +233,10 @@ def _panel_words(words: Tensor, bits: int) -> Tensor:
 
 
 def _empty_like(panels: Tensor) -> Tensor:
-    """Memory for panels of this shape and dtype, in large pages where it fills some."""
-    if panels.is_meta or panels.nbytes < LARGE_PAGE:
+    """Memory for panels of this shape and dtype, to lie in large pages where it fills some."""
+    if panels.is_meta or panels.nbytes < pages.LARGE:
         return torch.empty(panels.shape, dtype=panels.dtype, device=panels.device)
-    return _in_large_pages(panels.nbytes).view(panels.dtype).view(panels.shape)
-
-
-def _in_large_pages(size: int) -> Tensor:
-    """Bytes in pages of 2 MiB where the system has them: translating the addresses of small ones costs a product with a
-    single row a fifth of its time."""
-    memory = mmap.mmap(-1, size + LARGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    whole = torch.frombuffer(memory, dtype=torch.uint8)
-    start = -whole.data_ptr() % LARGE_PAGE
-    with suppress(OSError):  # what does not fill a large page lies in small ones
-        memory.madvise(mmap.MADV_HUGEPAGE, start, size // LARGE_PAGE * LARGE_PAGE)
-    return whole[start : start + size]
+    return pages.allocate(panels.nbytes).view(panels.dtype).view(panels.shape)
 
 
 def _pack_integers(weight: Quantized, inputs: int) -> Tensor:
