@@ -67,6 +67,7 @@ class Flow(Expressions):
                 ended = True
             elif kind == "call":
                 self.call(node, env, scope, used=False)
+                ended = ended or strings.ends(node)
             else:
                 self.evaluate(node, env, scope)
                 ended = ended and kind != "catch"  # a handler may go on after the try
@@ -236,7 +237,7 @@ class Flow(Expressions):
         receiver and arguments."""
         node, paths, receiver, args = call.node, call.paths, call.receiver, call.args
         strings.write(self.known, call, env)
-        purposes = [purpose for purpose, patterns in self.known.cleaners.items() if patterns.match(paths)]
+        purposes = strings.cleans(self.known, call)
         if purposes:
             inputs = [*([receiver] if receiver is not None else []), *args]
             value = Value(

@@ -1,5 +1,5 @@
 """Which names a condition tests: `x in ALLOWED`, `x == "a"`, `x < n`, `valid(x)`, `re.match(p, x)`; a test for
-emptiness tests nothing."""
+emptiness, or whether there is such a file, tests nothing."""
 
 from puna.guard.code.view import Node
 
@@ -43,6 +43,14 @@ EMPTINESS = {
     "has_key",
     "has",
     "print",
+    "isfile",
+    "isdir",
+    "exists",
+    "lexists",
+    "is_file",
+    "is_dir",
+    "file_exists",
+    "existsSync",
 }
 
 

@@ -168,6 +168,32 @@ def composed(known: Knowledge, call) -> Value | None:  # type: ignore[no-untyped
     return None
 
 
+_ONLY = re.compile(r"\[\^[\w\\\- ]*\][+*]?")  # whatever isn't a letter, a digit, - or _
+_ENDS = frozenset({"abort", "exit", "_exit", "die", "panic"})
+
+
+def ends(node: Node) -> bool:
+    """Whether a call never comes back: `abort(404)`, `sys.exit(1)`."""
+    if node.base is None or node.base.name not in _ENDS:
+        return False
+    holder = node.base.base
+    return holder is None or holder.path() in ("sys", "os", "flask", "process", "bottle", "std")
+
+
+def cleans(known: Knowledge, call) -> list[str]:  # type: ignore[no-untyped-def]
+    """The purposes that a call makes its arguments safe for: a cleaner itself, `map(cleaner, values)`, the removal of
+    all but letters and digits, the text of a number."""
+    paths, args = call.paths, call.args
+    name = call.node.base.name if call.node.base is not None else ""
+    if name == "map" and len(args) > 1:
+        paths = args[0].paths
+    elif name in ("sub", "gsub", "replaceAll", "preg_replace") and args and isinstance(args[0].const, str):
+        return ["all"] if _ONLY.fullmatch(args[0].const) else []
+    elif name in ("str", "unicode") and len(args) == 1 and call.receiver is None and not args[0].atoms:
+        return ["all"]
+    return [purpose for purpose, patterns in known.cleaners.items() if patterns.match(paths)]
+
+
 def write(known: Knowledge, call, env: dict[str, Value]) -> None:  # type: ignore[no-untyped-def]
     """What a call changes: the receiver of an append, the argument that a function writes into."""
     node, args = call.node, call.args
