@@ -25,6 +25,17 @@ class Ranks:
         dist.all_gather(everyone, x.detach().contiguous(), group=self.group)
         return everyone
 
+    def collect(self, x: Tensor, owner: int) -> list[Tensor]:
+        """Everyone's `x` (alike in shape and dtype), in order of rank, for one of all processes; [] for the others."""
+        everyone = [torch.empty_like(x) for _ in range(self.size if self.rank == owner else 0)]
+        dist.gather(x.contiguous(), everyone or None, dst=owner)
+        return everyone
+
+    def hand_out(self, parts: list[Tensor], room: Tensor, owner: int) -> Tensor:
+        """What one of all processes has for each, in order of rank, written into `room` (alike on all)."""
+        dist.scatter(room, parts if self.rank == owner else None, src=owner)
+        return room
+
     def sum(self, x: Tensor) -> Tensor:
         """The sum of everyone's `x`, added in order of rank in float32 at least, then x's dtype.
 

@@ -4,7 +4,7 @@ A bfloat16 weight is the upper half of its float32 master, rounded; what roundin
 So weight, master and two moments take 2 + 2 + 8 bytes a parameter where separate masters take 14.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -104,10 +104,10 @@ class Optimizer:
         norm = self.norm(grads)
         scale = 1.0 if self.clip is None or norm <= self.clip else self.clip / norm
         muon = set(self.groups.get("muon", ()))
+        for name, update in self.updates({name: grad for name, grad in grads.items() if name in muon}, scale):
+            self._step_muon(name, update, schedule)
         for name, grad in grads.items():
-            if name in muon:
-                self._step_muon(name, grad, scale, schedule)
-            else:
+            if name not in muon:
                 self._step_adamw(name, grad, scale, schedule)
             self.parameters[name].grad = None
             self._sums.pop(name, None)
@@ -117,9 +117,16 @@ class Optimizer:
         """Of all gradients together."""
         return sum(_square_sum(grad) for grad in grads.values()) ** 0.5
 
-    def orthogonal(self, name: str, grad: Tensor) -> Tensor:
-        """The update that a matrix's gradient gives."""
-        return matrix_update(name, grad)
+    def updates(self, grads: Mapping[str, Tensor], scale: float) -> Iterator[tuple[str, Tensor]]:
+        """Muon's update of each matrix, from its gradient times `scale`, which joins its momentum."""
+        for name, grad in grads.items():
+            yield name, matrix_update(name, self.direction(name, grad, scale))
+
+    def direction(self, name: str, grad: Tensor, scale: float) -> Tensor:
+        """Where a gradient and its momentum, which takes it in, lead."""
+        grad, momentum = grad.float() * scale, self.state[name]["momentum"]
+        momentum.lerp_(grad, 1 - self.momentum)
+        return grad.lerp_(momentum, self.momentum)
 
     def pieces(self) -> dict[str, Piece]:
         """What this process holds of each trainable parameter."""
@@ -149,13 +156,9 @@ class Optimizer:
             if low is not None:
                 _split(master, weight, low)
 
-    def _step_muon(self, name: str, grad: Tensor, scale: float, schedule: float) -> None:
-        parameter, state = self.parameters[name], self.state[name]
-        grad = grad.float() * scale
-        state["momentum"].lerp_(grad, 1 - self.momentum)
-        update = self.orthogonal(name, grad.lerp_(state["momentum"], self.momentum))
+    def _step_muon(self, name: str, update: Tensor, schedule: float) -> None:
+        parameter, low = self.parameters[name], self.state[name].get("low")
         size = schedule * self.matrix_rate
-        low = state.get("low")
         master = parameter.data if low is None else _joined(parameter.data, low)
         master.mul_(1 - size * self.weight_decay).add_(update, alpha=-size)
         if low is not None:

@@ -4,10 +4,12 @@ Each process keeps rows of every tensor (in float32 those that train: the master
 the run's dtype when it computes and let go again; gradients are summed in float32, each process gets its rows'.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from math import prod
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from puna.model import Decoder
@@ -125,24 +127,50 @@ class ShardedOptimizer(Optimizer):
 
     def norm(self, grads: Mapping[str, Tensor]) -> float:
         """Of all processes' gradients, each element counted once."""
-        squares = [float(grad.norm(dtype=torch.float32)) ** 2 / self._copies[name] for name, grad in grads.items()]
-        total = self._processes.everyone.sum(torch.tensor(sum(squares), dtype=torch.float64))
-        return float(total) ** 0.5
+        squares = [grad.norm(dtype=torch.float32).double() ** 2 / self._copies[name] for name, grad in grads.items()]
+        own = torch.stack(squares).sum().cpu() if squares else torch.zeros((), dtype=torch.float64)
+        return float(self._processes.everyone.sum(own)) ** 0.5
 
-    def orthogonal(self, name: str, grad: Tensor) -> Tensor:
-        """This process's part of the update that the whole matrix's gradient gives. Every process computes it whole."""
-        own = self._own[name]
-        if all(ranges == ((0, size),) for ranges, size in zip(own.axes[-2:], own.shape[-2:], strict=True)):
-            return matrix_update(name, grad) if grad.numel() else grad  # whole experts
-        everyones = [each[name] for each in self._everyones]
-        whole, size = grad.new_empty(own.shape), max(torch.Size(each.held).numel() for each in everyones)
-        flat = torch.nn.functional.pad(grad.reshape(-1), (0, size - grad.numel()))
-        for piece, part in zip(everyones, self._processes.everyone.gather(flat), strict=True):
-            given = part[: torch.Size(piece.held).numel()].view(piece.held)
-            for mine, theirs in Piece.whole(own.shape).overlaps(piece):
-                whole[mine] = given[theirs]
-        update = matrix_update(name, whole)
-        out = update.new_empty(own.held)
-        for mine, theirs in own.overlaps(Piece.whole(own.shape)):
-            out[mine] = update[theirs]
-        return out
+    def updates(self, grads: Mapping[str, Tensor], scale: float) -> Iterator[tuple[str, Tensor]]:
+        """This process's part of each update. Matrices are dealt to the processes: one gets a matrix's parts from all,
+        computes its update and gives everyone theirs. Whole experts are updated where they are."""
+        everyone = self._processes.everyone
+        directions = {name: self.direction(name, grad, scale) for name, grad in grads.items()}
+        dealt = [name for name in grads if any(each[name].axes[-2:] != Piece.whole(each[name].shape).axes[-2:]
+                                               for each in self._everyones)]  # fmt: skip
+        for name in filter(lambda each: each not in dealt, grads):
+            held_here = directions.pop(name)
+            yield name, matrix_update(name, held_here) if held_here.numel() else held_here
+        for start in range(0, len(dealt), everyone.size):
+            group = dealt[start : start + everyone.size]
+            parts = [everyone.collect(self._flat(name, directions.pop(name).bfloat16()), owner)
+                     for owner, name in enumerate(group)]  # fmt: skip
+            mine = self._updated(group[everyone.rank], parts[everyone.rank]) if everyone.rank < len(group) else []
+            for owner, name in enumerate(group):
+                room = torch.empty(self._longest(name), device=self.parameters[name].device)
+                own = self._own[name].held
+                yield name, everyone.hand_out(mine, room, owner)[: prod(own)].view(own)
+
+    def _longest(self, name: str) -> int:
+        return max(prod(each[name].held) for each in self._everyones)
+
+    def _flat(self, name: str, part: Tensor) -> Tensor:
+        """As long as everyone's."""
+        return F.pad(part.reshape(-1), (0, self._longest(name) - part.numel()))
+
+    def _updated(self, name: str, parts: list[Tensor]) -> list[Tensor]:
+        """Everyone's parts of a whole matrix's update, from everyone's parts of its gradient."""
+        pieces, whole = [each[name] for each in self._everyones], Piece.whole(self._own[name].shape)
+        grad = parts[0].new_empty(whole.shape)
+        for piece, part in zip(pieces, parts, strict=True):
+            given = part[: prod(piece.held)].view(piece.held)
+            for there, here in whole.overlaps(piece):
+                grad[there] = given[here]
+        update = matrix_update(name, grad)
+        found = []
+        for piece in pieces:
+            out = update.new_empty(piece.held)
+            for there, here in piece.overlaps(whole):
+                out[there] = update[here]
+            found.append(self._flat(name, out))
+        return found
