@@ -185,9 +185,10 @@ def _store(read: Tokenised, folder: Path) -> None:
         for name in ARRAYS:
             np.save(new / f"{name}.npy", getattr(read, name))
         (new / "facts.json").write_text(json.dumps({"extras": read.extras, "unused": read.unused}))
-        if not folder.exists():
-            new.rename(folder)
+        new.rename(folder)
     except OSError as error:
+        if (folder / "facts.json").is_file():
+            return  # another run was quicker
         raise PunaError(f"{folder}: can't keep the tokenised data: {error.strerror}; set PUNA_CACHE") from None
     finally:
         shutil.rmtree(new, ignore_errors=True)
