@@ -44,6 +44,12 @@ options: {rank: 2, group: 2, max_tokens: 8}
 steps: 1
 stages: [{length: 64, sources: [{file: sums.jsonl}]}]
 """
+LONGER = """
+context: {length: 1024}
+steps: 2
+batch_tokens: 1024
+stages: [{length: 1024, sources: [{file: long.jsonl}]}]
+"""
 MAKE = {"make chat", "make test", "make serve"}
 
 
@@ -81,6 +87,10 @@ def folder(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
     (tmp_path / "chats.jsonl").write_text((json.dumps({"messages": turns}) + "\n") * 4)
     pair = {"prompt": "Who runs?", "chosen": "The old llama.", "rejected": "The hill."}
     (tmp_path / "pairs.jsonl").write_text(json.dumps(pair) + "\n")
+    labelled = [{"prompt": "Who runs?", "completion": f"The {one}.", "label": one != "hill"} for one in ("dog", "hill")]
+    (tmp_path / "labelled.jsonl").write_text("".join(json.dumps(row) + "\n" for row in labelled))
+    (tmp_path / "longer.yaml").write_text(LONGER)
+    (tmp_path / "long.jsonl").write_text(json.dumps({"text": " ".join(SENTENCES * 8)}) + "\n")
     (tmp_path / "sums.jsonl").write_text(json.dumps({"prompt": "1 + 1?", "answer": 2}) + "\n")
     return tmp_path
 
