@@ -1,4 +1,4 @@
-"""Which part of each tensor that trains a process holds, where several split the matrices; gradients and whole tensors.
+"""Which part of each tensor that trains a process holds, where several split the matrices; how gradients get whole.
 
 Low-rank updates follow the weight that they change: where that is split by outputs, B is split and A whole; where by
 inputs, A is split and B whole.
@@ -6,10 +6,8 @@ inputs, A is split and B whole.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import prod
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from puna.checkpoint.shard import narrowed
@@ -49,22 +47,6 @@ class Slices:
                 everyone = self.share.peers.gather(gradient)
                 gradient.copy_(torch.stack([everyone[rank].float() for rank in holders]).sum(0))
 
-    def squares(self, gradients: Mapping[str, Tensor]) -> Tensor:
-        """The squared norm of all finished gradients, whole, float32; what several hold counts once."""
-        parts = [g.norm(dtype=torch.float32).square() / len(self.holders(name)) for name, g in gradients.items()]
-        return self.share.peers.sum(torch.stack(parts).sum())
-
-    def whole(self, name: str, mine: Tensor) -> Tensor:
-        """A parameter, or what has its shape, put together from everyone's slices. All processes call it alike."""
-        shape = self.whole_shape(name, mine.shape)
-        lengths = [self._lengths(name, rank, shape) for rank in range(self.share.peers.size)]
-        longest = max(map(prod, lengths))
-        everyone = self.share.peers.gather(F.pad(mine.flatten(), (0, longest - mine.numel())))
-        out = mine.new_empty(shape)
-        for rank, (flat, each) in enumerate(zip(everyone, lengths, strict=True)):
-            _put(out, self.cuts(name, rank), flat[: prod(each)].view(each))
-        return out
-
     def mine(self, name: str, whole: Tensor) -> Tensor:
         """This process's slice of a whole parameter, or of what has its shape, in memory of its own."""
         return narrowed(whole, self.cuts(name)).clone()
@@ -85,10 +67,6 @@ class Slices:
         whole = {own: self.share.sharding.shapes[weight][axis] for axis, own in axes.items()}
         return tuple(whole.get(axis, size) for axis, size in enumerate(mine))
 
-    def _lengths(self, name: str, rank: int, whole: tuple[int, ...]) -> tuple[int, ...]:
-        lengths = {cut.axis: cut.length for cut in self.cuts(name, rank)}
-        return tuple(lengths.get(axis, size) for axis, size in enumerate(whole))
-
     def _place(self, name: str) -> tuple[str, dict[int, int]]:
         """The weight that a parameter is or changes, and which axis of it is which of the parameter's."""
         owner, _, last = name.replace(".base.", ".").rpartition(".")
@@ -100,14 +78,3 @@ class Slices:
             weight = "embed_tokens.weight"  # where the two are one
         axes = {axis: axis for axis in range(len(self.share.sharding.shapes[weight]))}
         return weight, _LINEAR.get(last, axes)
-
-
-def _put(out: Tensor, cuts: Sequence[Cut], piece: Tensor) -> None:
-    """Write a slice where the cuts say that it lies in the whole."""
-    if not cuts:
-        out.copy_(piece)
-        return
-    (cut, *others), at = cuts, 0
-    for start, stop in cut.ranges:
-        _put(out.narrow(cut.axis, start, stop - start), others, piece.narrow(cut.axis, at, stop - start))
-        at += stop - start
