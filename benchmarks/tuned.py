@@ -1,6 +1,6 @@
 """A tuned model says the same in every form: as the trainer has it, as an adapter beside the weights, merged, as GGUF.
 
-python benchmarks/tuned.py cria runs/commands --rows work/commands/heldout.jsonl
+python benchmarks/tuned.py cria runs/calls --rows work/calls/heldout.jsonl
 """
 
 import argparse
@@ -48,11 +48,11 @@ def served(llama: puna.Model, tokens: int) -> Answer:
     return lambda ids: llama.generate(ids, max_tokens=tokens, temperature=0.0, ignore_eos=True).token_ids
 
 
-def llama_cpp(file: Path, tokens: int) -> Answer:
+def llama_cpp(file: Path, tokens: int, context: int) -> Answer:
     """By llama.cpp, one token at a time on token ids."""
     from llama_cpp import Llama
 
-    model = Llama(str(file), n_ctx=1024, verbose=False, logits_all=False)
+    model = Llama(str(file), n_ctx=context, verbose=False, logits_all=False)
 
     def answer(ids: list[int]) -> list[int]:
         model.reset()
@@ -75,7 +75,8 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=16)
     arguments = parser.parse_args()
     adapter, tokens = arguments.adapter, arguments.tokens
-    beside = puna.load(arguments.base, adapter=adapter, dtype="float32", context=1024)
+    context = min(1024, open_source(resolve(arguments.base)).config.context_length)
+    beside = puna.load(arguments.base, adapter=adapter, dtype="float32", context=context)
     lines = arguments.rows.read_text(encoding="utf-8").splitlines()[: arguments.prompts]
     prompts = [list(beside.prepare(json.loads(line)["messages"][:-1]).token_ids) for line in lines]
     with tempfile.TemporaryDirectory() as folder:
@@ -85,16 +86,16 @@ def main() -> None:
         forms: dict[str, Answer] = {
             "trainer": trainer(arguments.base, adapter, tokens),
             "adapter beside the weights": served(beside, tokens),
-            "merged safetensors": served(puna.load(merged, context=1024), tokens),
-            "merged GGUF": served(puna.load(file, context=1024), tokens),
+            "merged safetensors": served(puna.load(merged, context=context), tokens),
+            "merged GGUF": served(puna.load(file, context=context), tokens),
         }
         if beside.config.architecture == "llama":
-            forms["merged GGUF by llama.cpp"] = llama_cpp(file, tokens)
+            forms["merged GGUF by llama.cpp"] = llama_cpp(file, tokens, context)
         expected = [forms["trainer"](ids) for ids in prompts]
         for name, answer in forms.items():
             same = sum(answer(ids) == wanted for ids, wanted in zip(prompts, expected, strict=True))
             print(f"{name}: {same} of {len(prompts)} prompts give the trainer's {tokens} tokens")
-        plain = served(puna.load(arguments.base, dtype="float32", context=1024), tokens)
+        plain = served(puna.load(arguments.base, dtype="float32", context=context), tokens)
         same = sum(plain(ids) == wanted for ids, wanted in zip(prompts, expected, strict=True))
         print(f"the base without the adapter: {same}")
 

@@ -1,6 +1,6 @@
-"""Rows of chats to two files: what to tune on, and what to score with. Rows about one page stay together.
+"""Dialogues with tools to chats in which a customer's words are answered by the call that they ask for.
 
-python recipes/tune/prepare.py tldr.jsonl.xz work/commands
+python recipes/tune/prepare.py dialogues-tools.jsonl.xz work/calls
 """
 
 import argparse
@@ -8,19 +8,35 @@ import hashlib
 import json
 import lzma
 from pathlib import Path
+from typing import Any
 
-HELD_OUT = 20  # one page in so many
+HELD_OUT = 20  # one dialogue in so many
 
 
-def held_out(row: dict[str, object]) -> bool:
-    """Whether a row's page is kept for scoring: by a hash of its name, so that it is the same every time."""
-    page = str(row["id"]).partition("#")[0]
-    return int(hashlib.sha256(page.encode()).hexdigest(), 16) % HELD_OUT == 0
+def held_out(row: dict[str, Any]) -> bool:
+    """Whether a dialogue is kept for scoring: by a hash of its name, so that it is the same every time."""
+    return int(hashlib.sha256(str(row["id"]).encode()).hexdigest(), 16) % HELD_OUT == 0
+
+
+def chat(row: dict[str, Any]) -> dict[str, Any] | None:
+    """All that the user says before the first call, and that call: its name, then a line for each argument."""
+    said = []
+    for message in row["messages"]:
+        if message["role"] == "user":
+            said.append(message["content"])
+        if message.get("tool_calls"):
+            call = message["tool_calls"][0]["function"]
+            lines = [f"{name}: {value}" for name, value in json.loads(call["arguments"]).items()]
+            answer = "\n".join([call["name"], *lines])
+            return {
+                "messages": [{"role": "user", "content": "\n".join(said)}, {"role": "assistant", "content": answer}]
+            }
+    return None
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("rows", type=Path, help="JSON lines of chats with ids PAGE#NUMBER, .xz or plain")
+    parser.add_argument("rows", type=Path, help="JSON lines of dialogues with tool_calls, .xz or plain")
     parser.add_argument("out", type=Path, help="folder for train.jsonl and heldout.jsonl")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
@@ -28,7 +44,7 @@ def main() -> None:
     with opener(arguments.rows, "rt", encoding="utf-8") as file:
         rows = [json.loads(line) for line in file]
     for name, kept in (("train", False), ("heldout", True)):
-        chosen = [json.dumps({"messages": row["messages"]}) for row in rows if held_out(row) == kept]
+        chosen = [json.dumps(found) for row in rows if held_out(row) == kept and (found := chat(row))]
         (arguments.out / f"{name}.jsonl").write_text("\n".join(chosen) + "\n", encoding="utf-8")
         print(f"{name}.jsonl: {len(chosen)} rows")
 

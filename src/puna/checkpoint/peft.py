@@ -161,6 +161,9 @@ def _sorted(file: SafetensorsFile, config: ModelConfig) -> tuple[dict[str, dict[
         match = _KEY.fullmatch(key)
         # of two updates of experts the inner one's module ends in base_layer, which the pattern takes for a kind
         inner = re.fullmatch(r"base_model\.model\.(.+\.experts)\.base_layer\.(lora_[AB])(?:\.default)?\.weight", key)
+        if "lora_embedding" in key:
+            raise PunaError(f"{file.path}, tensor {key}: updates of the embedding can't be applied here. Merge the "
+                            "adapter with PEFT, and load the whole model.")  # fmt: skip
         if match is None and inner is None:
             raise PunaError(f"{file.path}, tensor {key}: no part of a LoRA adapter. Save the adapter again with PEFT.")
         module, kind = (inner[1] + _INNER, inner[2]) if inner else (match["module"], match["kind"])  # type: ignore[index]

@@ -65,7 +65,9 @@ def check_terms(base: Terms, authors: Sequence[str], domicile: str | None) -> li
             told.append(f"Mind the last clause {clause} (`domicile` in the configuration answers it).")
     for author in authors:
         theirs = _licence_of_author(author)
-        if theirs is not None and not theirs.outputs_may_train_others and (licence is None or licence.id != theirs.id):
+        if theirs is None:
+            told.append(f"outputs_of: {author} is no Llama known here; see yourself what its terms say of training.")
+        elif not theirs.outputs_may_train_others and (licence is None or licence.id != theirs.id):
             own = (theirs.badge or "Built with Llama 2").removeprefix("Built with ")
             clause = _OTHERS.format(title=theirs.title, name=own)
             raise PunaError(f"data written by {author} may not train this base, by {clause}. Take it out, or tune "
@@ -100,7 +102,7 @@ def named(name: str, prefix: str | None) -> str:
 
 
 def _licence_of_author(name: str) -> Licence | None:
-    """The licence of a model that wrote data. Raises PunaError for one that nobody here knows."""
+    """The licence of a model that wrote data, if it is one of the family's."""
     if name in LICENCES:
         return LICENCES[name]
     member = find(name)
