@@ -151,7 +151,8 @@ class Session:
 
     def pieces(self) -> dict[str, Piece]:
         """Which part of each whole tensor `state_dict` holds."""
-        kinds = {name: ("master", *kinds.keys() - {"low"}) for name, kinds in self.optimizer.state.items()}
+        kinds = {name: ("master", *(kind for kind in kinds if kind != "low"))
+                 for name, kinds in self.optimizer.state.items()}  # fmt: skip
         own = {f"{name}/{kind}": piece for name, piece in self.optimizer.pieces().items() for kind in kinds[name]}
         return own | {name: Piece.whole(tensor.shape) for name, tensor in self.routing.state_dict().items()}
 
