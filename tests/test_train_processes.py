@@ -29,6 +29,7 @@ __all__ = ["tokenizer"]  # the fixture
 TOLERANCE = {"adamw": 1e-5, "muon": 1e-2, "bfloat16": 1e-2}
 TEXTS = [{"length": 96, "sources": [{"file": "texts.jsonl"}]}]
 PAIRS = [{"length": 160, "sources": [{"file": "pairs.jsonl"}]}]
+LABELLED = [{"length": 160, "sources": [{"file": "labelled.jsonl"}]}]
 EVERYTHING = ["attention", "feed_forward", "experts", "router", "output"]
 COMMON = {"steps": 5, "batch_tokens": 300, "micro_tokens": 96, "save_every": 2, "evaluate_every": 3, "stages": TEXTS,
           "dtype": "float32", "rate": 3e-3}  # fmt: skip
@@ -43,6 +44,7 @@ CASES: dict[str, dict[str, Any]] = {
     "DPO of all weights beside a copy": {
         "base": "moe", "settings": {"method": "dpo", "stages": PAIRS, "options": {"adapter": False}},
     },
+    "KTO": {"base": "dense", "settings": {"method": "kto", "stages": LABELLED, "options": {"rank": 2}}},
     "bfloat16": {"base": "dense", "within": "bfloat16", "settings": {"method": "full", "dtype": "bfloat16"}},
 }  # fmt: skip
 RUNS = {
@@ -77,6 +79,8 @@ def ran(tmp_path_factory: pytest.TempPathFactory, tokenizer: Tokenizer) -> tuple
         save(decoder(config), config, tokenizer, folder / name)
     lines(folder / "pairs.jsonl", [{"prompt": f"Does {i} eat?", "chosen": f"Yes, {i} eats.", "rejected": "No!"}
                                    for i in range(10)])  # fmt: skip
+    lines(folder / "labelled.jsonl", [{"prompt": f"Does {i} eat?", "completion": f"Yes, {i} eats.", "label": i % 2 == 0}
+                                      for i in range(10)])  # fmt: skip
     patch = pytest.MonkeyPatch()
     patch.setenv("PUNA_CACHE", str(folder / "cache"))
     for name, case in RUNS.items():
