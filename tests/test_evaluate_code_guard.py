@@ -82,6 +82,7 @@ def test_intervals(hits: int, more: int) -> None:
 def test_the_interval_of_wilson() -> None:
     assert wilson(8, 10) == pytest.approx((0.4902, 0.9433), abs=1e-4)  # as statsmodels' proportion_confint
     assert wilson(0, 0) == (0, 1)
+    assert wilson(0, 161)[0] == 0  # exactly: rounding must not lift it above the share
 
 
 def test_a_peer_runs_in_a_process_of_its_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, data: Path) -> None:
