@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from puna.checkpoint.source import save
 from puna.errors import PunaError
 from puna.text.tokenizer import Tokenizer
-from puna.train.config import MeshConfig
+from puna.train.config import MeshConfig, checked_config
 from puna.train.pieces import KEY, Piece, SavedTensors, described
 from ranks import run_ranks
 from tiny import decoder
@@ -174,6 +174,12 @@ def test_a_mesh_fits_its_processes() -> None:
                                    ("expert", 4, {"tensor": 2, "expert": 4})):  # fmt: skip
         with pytest.raises(PunaError, match=rf"mesh\.{name}: "):
             groups(processes, **sizes)
+
+
+def test_passes_come_out_even_unless_they_are_given() -> None:
+    config = checked_config({"steps": 1, "batch_tokens": 16384, "stages": TEXTS}, "here")
+    assert [config.dealt(groups).micro_tokens for groups in (1, 2, 3, 4)] == [6144, 4096, 5462, 4096]
+    assert checked_config({**COMMON, "micro_tokens": 6144}, "here").dealt(2).micro_tokens == 6144
 
 
 @st.composite
