@@ -37,9 +37,9 @@ def session(base: str, data: Path, changes: dict[str, Any] | None = None, **opti
     return opened(data / base, configured("kto", **given), data)
 
 
-def moved(run: Session) -> Session:
+def moved(run: Session, seed: int = 0) -> Session:
     """With updates that are not zero, so that policy and base differ."""
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, weight in run.model.named_parameters():
             if name.endswith("lora_B"):
@@ -70,9 +70,10 @@ def test_losses_and_gradients_are_trls(mean: float) -> None:
     torch.testing.assert_close(ours.grad, theirs.grad)
 
 
-def test_a_step_is_trls_from_its_log_probabilities(data: Path) -> None:
+@pytest.mark.parametrize(("seed", "farther"), [(3, True), (4, False)])
+def test_a_step_is_trls_from_its_log_probabilities(seed: int, farther: bool, data: Path) -> None:
     """Mismatched as TRL's `add_kl_completion_ids`: each completion goes to the next row of the batch."""
-    run = moved(session("dense", data, beta=0.2, desirable=1.3, undesirable=0.8))
+    run = moved(session("dense", data, beta=0.2, desirable=1.3, undesirable=0.8), seed)
     rows = run.order.examples(0)
     assert len(rows) > 2
     loss, metrics = gradients(run, run.passes(0), 1.0)
@@ -87,10 +88,12 @@ def test_a_step_is_trls_from_its_log_probabilities(data: Path) -> None:
             each = [model(ids)[0, :-1].log_softmax(-1).gather(1, ids[0, 1:, None])[prompt - 1 :].sum()
                     for model in (run.model, base.model)]  # fmt: skip
             pairs.append(each[0] - each[1])
+    distance = float(torch.stack(pairs).mean())
+    assert (distance > 1) == farther != (distance < -1)
     good = torch.tensor([row.extra["label"] for row in rows])
     expected = trl_loss(policy - reference, good, torch.stack(pairs), 0.2, 1.3, 0.8).mean()
     assert loss == pytest.approx(float(expected), abs=1e-5)
-    assert metrics["kl"] == pytest.approx(max(0.0, float(torch.stack(pairs).mean())), abs=1e-4)
+    assert metrics["kl"] == pytest.approx(max(0.0, distance), abs=1e-4)
 
 
 @pytest.mark.parametrize("base", ["dense", "sparse"])
