@@ -145,7 +145,7 @@ class Builder:
         return tuple(self.tokenizer.encode(f"{FACT.format(key=key)} {value}")[len(before) :])
 
 
-def common(prompts: Sequence[Sequence[int]]) -> int:
+def common(prompts: Sequence[tuple[int, ...]]) -> int:
     """How many ids all prompts begin with alike; less than any has."""
     first, last = min(prompts), max(prompts)
     same = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last)))
