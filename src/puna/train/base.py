@@ -89,6 +89,7 @@ def put_together(session: Session, base: Path, folder: RunFolder) -> Session:
     """What several processes trained, in this one alone: the whole model, in its dtype in the CPU's memory, made from
     the base and the masters that all have saved, which are read one by one."""
     config = session.config
+    session.optimizer.state.clear()  # saved, and over: room for the whole model
     model, _, _ = open_base(base, config.model_copy(update={"device": "cpu"}), Processes.alone())
     if config.context is not None:
         model.read_as(extended(model.config, config.context))
