@@ -119,3 +119,28 @@ def turn(x_BSHK: Tensor, cos_SK: Tensor, sin_SK: Tensor, rotate: Rotate) -> Tens
     """What `rotate` gives, which turns pairs of x by angles with these cosines and sines."""
     out: Tensor = _Turn.apply(x_BSHK, cos_SK, sin_SK, rotate)
     return out
+
+
+class _LowRank(torch.autograd.Function):
+    """x W^T + scale (x A^T) B^T of a frozen W; nothing of x's or y's size beside the products."""
+
+    @staticmethod
+    def forward(ctx: Any, x_MK: Tensor, weight_OK: Tensor, a_RK: Tensor, b_OR: Tensor, scale: float) -> Tensor:
+        inner_MR, scaled_OR = x_MK @ a_RK.T, b_OR * scale
+        ctx.scale = scale
+        ctx.save_for_backward(x_MK, weight_OK, a_RK, scaled_OR, inner_MR)
+        return (x_MK @ weight_OK.T).addmm_(inner_MR, scaled_OR.T)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, out_grad: Tensor) -> tuple[Tensor | None, None, Tensor, Tensor, None]:
+        x_MK, weight_OK, a_RK, scaled_OR, inner_MR = ctx.saved_tensors
+        inner_grad = out_grad @ scaled_OR
+        x_grad = (out_grad @ weight_OK).addmm_(inner_grad, a_RK) if ctx.needs_input_grad[0] else None
+        return x_grad, None, inner_grad.T @ x_MK, (out_grad.T @ inner_MR).mul_(ctx.scale), None
+
+
+def low_rank(x: Tensor, weight_OK: Tensor, a_RK: Tensor, b_OR: Tensor, scale: float) -> Tensor:
+    """x [..., K] through a frozen matrix and its trainable update, weight + scale * b @ a."""
+    out: Tensor = _LowRank.apply(x.flatten(0, -2), weight_OK, a_RK, b_OR, scale)
+    return out.unflatten(0, x.shape[:-1])

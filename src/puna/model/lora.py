@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from puna.model.differentiable import low_rank
 from puna.model.elementwise import silu_mul
 from puna.model.feedforward import Experts
 from puna.model.frozen import FrozenLinear
@@ -133,10 +134,12 @@ class LoRALinear(nn.Module):
         return whole if self.magnitude is None else whole * self._lengths()[:, None]
 
     def forward(self, x: Tensor) -> Tensor:
-        result: Tensor = self.base(x)
         if not self.enabled:
-            return result
+            return cast(Tensor, self.base(x))
         dropped = self.dropout(x) if self.dropout and self.training else x
+        if self.magnitude is None and dropped is x and isinstance(self.base, Linear):
+            return low_rank(x, self.base.weight, self.lora_A, self.lora_B, self.scale)
+        result: Tensor = self.base(x)
         inner = F.linear(dropped, self.lora_A) * self.scale
         if self.magnitude is None:
             return added(result, inner, self.lora_B)
