@@ -3,6 +3,7 @@
 import re
 import threading
 import time
+from collections.abc import Iterator
 from functools import cache
 
 from tree_sitter import Node as Syntax
@@ -15,7 +16,7 @@ from puna.guard.code.view import Node
 
 MAX_LINE = 2000  # bytes of a line that is read again by itself
 RUNAWAY = 0.04  # seconds for MAX_LINE bytes, which take well under a millisecond in code that people write
-_ENDLESS = re.compile(rb"[^\n]{%d,}|[^;)}\]]{%d,}" % (MAX_LINE + 1, MAX_LINE + 1))  # a long line, or nothing ends
+_END = re.compile(rb"[;)}\]]")
 MAX_AGAIN = 2000  # lines read again in one source
 _local = threading.local()
 _UNTYPED = re.compile(rb"\s*(?!(?:if|for|while|switch|return|sizeof)\b)[A-Za-z_]\w*\s*\([^;{]{0,2000}\)\s*\{")
@@ -36,7 +37,7 @@ def parse(source: bytes, name: str, budget: Budget) -> Tree | None:
     def read(offset: int, _point: object) -> bytes:
         return source[offset : offset + 65536]
 
-    if any(_runs_away(parser, stretch[0]) for stretch in _ENDLESS.finditer(source)):
+    if any(_runs_away(parser, stretch) for stretch in _endless(source)):
         budget.spent = True
         return None
     try:
@@ -48,6 +49,14 @@ def parse(source: bytes, name: str, budget: Budget) -> Tree | None:
         parser.reset()
         return None
     return tree
+
+
+def _endless(source: bytes) -> Iterator[bytes]:
+    """Stretches of more than MAX_LINE bytes in which no line ends, or nothing that was opened."""
+    lines = source.split(b"\n")
+    yield from (line for line in lines if len(line) > MAX_LINE)
+    rest = b"\n".join(line for line in lines if len(line) <= MAX_LINE)
+    yield from (stretch for stretch in _END.split(rest) if len(stretch) > MAX_LINE)
 
 
 def _runs_away(parser: Parser, stretch: bytes) -> bool:
