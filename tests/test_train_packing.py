@@ -137,9 +137,13 @@ def columns(lengths: Sequence[int]) -> Tokenised:
         np.ones(ends[-1], np.bool_),
         ends,
         np.arange(len(lengths) + 1),
-        [],
-        [],
-        "x",
+        shows=np.zeros(len(lengths) + 1, np.int64),
+        pictures=np.zeros(1, np.int64),
+        picture_bytes=np.zeros(0, np.uint8),
+        low=np.zeros(0, np.bool_),
+        extras=[],
+        unused=[],
+        where="x",
     )
 
 
