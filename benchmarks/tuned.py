@@ -7,6 +7,7 @@ import argparse
 import json
 import tempfile
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -89,7 +90,9 @@ def main() -> None:
             "merged safetensors": served(puna.load(merged, context=context), tokens),
             "merged GGUF": served(puna.load(file, context=context), tokens),
         }
-        if beside.config.architecture == "llama":
+        if beside.config.architecture == "llama" and find_spec("llama_cpp") is None:
+            print("llama.cpp is left out: pip install 'puna[peers]' brings it")
+        elif beside.config.architecture == "llama":
             forms["merged GGUF by llama.cpp"] = llama_cpp(file, tokens, context)
         expected = [forms["trainer"](ids) for ids in prompts]
         for name, answer in forms.items():
