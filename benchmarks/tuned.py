@@ -91,7 +91,7 @@ def main() -> None:
             "merged GGUF": served(puna.load(file, context=context), tokens),
         }
         if beside.config.architecture == "llama" and find_spec("llama_cpp") is None:
-            print("llama.cpp is left out: pip install 'puna[peers]' brings it")
+            print("llama.cpp is left out: pip install llama-cpp-python brings it")
         elif beside.config.architecture == "llama":
             forms["merged GGUF by llama.cpp"] = llama_cpp(file, tokens, context)
         expected = [forms["trainer"](ids) for ids in prompts]
