@@ -205,8 +205,8 @@ TRAINING: list[Command] = [
     Command("a wrong field in the YAML",
             rows(GOOD, yaml="steps: 10\nstages: [{sources: [{file: rows.jsonl}]}]\nlr: 1\n"), RUN,
             "run.yaml: lr: no such field; take it out, or use one of method, options, stages, steps, batch_tokens, "
-            "micro_tokens, separate, dtype, device, mesh, context, recompute, optimizer, rate, matrix_rate, vector_rate, "
-            "weight_decay, clip, warmup, decay, balancing, balance, seed, save_every, evaluate_every, "
+            "micro_tokens, separate, dtype, device, mesh, context, recompute, optimizer, rate, matrix_rate, "
+            "vector_rate, weight_decay, clip, warmup, decay, balancing, balance, seed, save_every, evaluate_every, "
             "domicile, heldout"),
     Command("a value out of range in the YAML",
             rows(GOOD, yaml="steps: 10\nstages: [{sources: [{file: rows.jsonl, weight: -1}]}]\n"), RUN,
