@@ -17,6 +17,7 @@ import torch
 from rows import machine, write_rows
 
 from puna.family.config import AttentionTemperature, ModelConfig
+from puna.model import Decoder
 from puna.model.memory import resident_peak
 from puna.train.roof import matrix_roof
 
@@ -133,6 +134,56 @@ def loaded_peer(case: Case, dtype: torch.dtype) -> Any:
 
     kind = LlamaForCausalLM if SHAPES[case.shape].architecture == "llama" else Llama4ForCausalLM
     return kind.from_pretrained(case.checkpoint, dtype=dtype, attn_implementation="sdpa").train()
+
+
+RATE = 1e-3
+
+
+def our_steps(case: Case, model: Decoder, settings: dict[str, Any]) -> Stepper:
+    """puna's loop, with a configuration's `settings` of the method."""
+    from puna.train.config import TrainConfig
+    from puna.train.loop import gradients
+    from puna.train.method import Batch, Document, Example
+    from puna.train.methods import METHODS
+    from puna.train.optimizer import Optimizer
+    from puna.train.plan import forecast
+    from puna.train.roof import operations
+    from puna.train.routing import Routing
+    from puna.train.session import Session
+
+    torch.set_flush_denormal(True)
+    config = TrainConfig.model_validate({"steps": 10, "stages": [{"sources": [{"file": "-"}]}], **settings})
+    method = METHODS[config.method](config)
+    method.prepare(model.train(), 0)
+    optimizer = Optimizer(dict(model.named_parameters()), muon=False, rate=RATE, clip=1.0)
+    session = Session(config, model, None, method, None, optimizer, Routing(model, "none", 0.0))  # type: ignore[arg-type]
+    counted = np.arange(case.length) > 0
+    batch = Batch.of([Example((Document(ids.astype(np.uint32), counted),)) for ids in case.batch()], model.device)
+
+    def step() -> float:
+        loss, _ = gradients(session, [batch], 1.0)
+        optimizer.step(1.0)
+        return loss
+
+    return Stepper(step, operations(session, [batch]), forecast(session, [batch]).total)
+
+
+def their_steps(case: Case, model: Any) -> Stepper:
+    """What transformers' Trainer does with a model, under bfloat16 autocast where the contender's name says so."""
+    ids = torch.from_numpy(case.batch())
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=RATE, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
+
+    def step() -> float:
+        with torch.autocast("cpu", torch.bfloat16, enabled="bf16" in case.contender):
+            loss = model(input_ids=ids, labels=ids, use_cache=False).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        return float(loss.detach())
+
+    return Stepper(step)
 
 
 def arguments(description: str, shapes: list[str]) -> argparse.Namespace:

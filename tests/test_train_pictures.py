@@ -22,6 +22,7 @@ from puna.train.data import make_rows
 from puna.train.loop import gradients
 from puna.train.method import Batch, Example
 from puna.train.methods import METHODS
+from puna.train.reference import Reference
 from puna.train.run import train
 from puna.train.session import Session
 from puna.train.tokenised import Tokenised, tokenise
@@ -235,3 +236,18 @@ def test_an_adapter_of_a_model_that_sees_is_read_and_not_taken_for_one_of_its_te
     read_adapter(tmp_path / "out", source.config, source.shapes())
     with pytest.raises(PunaError, match="adapter of a model that sees"):
         read_adapter(tmp_path / "out", source.config.with_(vision=None), source.shapes())
+
+
+def test_the_base_is_asked_anew_for_another_picture(tmp_path: Path) -> None:
+    """Rows whose tokens are the same are not the same answers."""
+    rows = [{"prompt": chat("What?", url(png(seed)))["messages"][:1], "chosen": "Red.", "rejected": "Blue."}
+            for seed in (1, 5)]  # fmt: skip
+    dpo = METHODS["dpo"](CONFIG.model_copy(update={"method": "dpo"}))
+    found = tokenise(lines(tmp_path / "pairs.jsonl", rows), dpo, tokenizer(), None, vision_of("llama4"))
+    examples = [found.example(i) for i in range(2)]
+    assert examples[0].documents[0].tokens.tolist() == examples[1].documents[0].tokens.tolist()
+    reference, decoder = Reference(), plain("llama4")
+    together = reference.logprobs(decoder, examples)
+    alone = torch.cat([Reference().logprobs(decoder, [example]) for example in examples])
+    assert together[0] != together[2]
+    torch.testing.assert_close(together, alone)

@@ -40,8 +40,11 @@ def allocate(size: int) -> Tensor:
 
 def enlarge() -> bool:
     """Move a piece of what lies in small pages into large ones. False: there is nothing left to move."""
-    while _waiting:
-        stretch = _waiting.popleft()
+    while True:
+        try:
+            stretch = _waiting.popleft()
+        except IndexError:  # engines step in threads of their own, so that looking first would not do
+            return False
         owner = stretch.owner()  # held while the system works on it
         if owner is None or not stretch.size:
             continue
@@ -53,4 +56,3 @@ def enlarge() -> bool:
         if advise(stretch.address, piece, _COLLAPSE) and ctypes.get_errno() == errno.EINVAL:
             advise(stretch.address, piece, mmap.MADV_HUGEPAGE)  # an older Linux moves it when it finds the time
         return True
-    return False

@@ -9,6 +9,7 @@ import torch
 from puna.checkpoint.lineage import hashes, make_record, model_files, read_record
 from puna.checkpoint.peft import is_adapter
 from puna.checkpoint.recorded import Recorded
+from puna.train.base import WEIGHTS
 from puna.train.config import TrainConfig
 from puna.train.read import data_files
 from puna.train.session import Session
@@ -31,7 +32,7 @@ def run_record(session: Session, name: str, base: Path, terms: Terms, data: Path
     prefix = prefix_of(terms, authors_of(config))
     parent = read_record(base)
     own = model_files(base)
-    fresh = not any(file.suffix in (".safetensors", ".gguf", ".pth", ".bin") for file in own)
+    fresh = not any(file.suffix in WEIGHTS for file in own)
     return make_record(
         kind="adapter" if is_adapter(out) else "weights",
         name=named(out.resolve().name, prefix),

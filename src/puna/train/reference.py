@@ -10,7 +10,7 @@ from torch import Tensor
 from puna.model import Decoder
 from puna.model.adapt import switched_off
 from puna.train.loss import IGNORED, token_losses
-from puna.train.method import Batch, Example
+from puna.train.method import Batch, Document, Example
 from puna.train.processes import Processes
 from puna.train.sharded import deal
 
@@ -55,7 +55,15 @@ class Reference:
 
 
 def _keys(example: Example) -> list[bytes]:
-    return [hashlib.sha256(d.tokens.tobytes() + d.counted.tobytes()).digest() for d in example.documents]
+    return [_key(document) for document in example.documents]
+
+
+def _key(document: Document) -> bytes:
+    """Of all that the model is shown, and what of it counts."""
+    found = hashlib.sha256(document.tokens.tobytes() + document.counted.tobytes())
+    for picture in document.pictures:
+        found.update(hashlib.sha256(picture.data).digest() + bytes([picture.low]))
+    return found.digest()
 
 
 def answers(model: Decoder, batch: Batch) -> tuple[Tensor, Tensor]:

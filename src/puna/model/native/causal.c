@@ -88,12 +88,7 @@ INLINE void store_pairs(uint32_t *p, v16f low, v16f high) {
     for (int i = 0; i < 16; i++) p[i] = a[i] | (uint32_t)b[i] << 16;
 }
 
-static const float *mask_steps(void) {  // 64 times -1e30, 64 times 0
-    static float steps[2 * SIDE];
-    if (!steps[0])
-        for (int i = SIDE - 1; i >= 0; i--) steps[i] = -1e30f;
-    return steps + SIDE;
-}
+static const float mask_steps[2 * SIDE] = {[0 ... SIDE - 1] = -1e30f};  // then zeros
 
 static long tiles_of(long length) { return (length + SIDE - 1) / SIDE; }
 
@@ -101,7 +96,7 @@ static long tiles_of(long length) { return (length + SIDE - 1) / SIDE; }
 static void NAME(causal_head)(const Causal *c, long start, long length, int head, const uint16_t *k, const uint16_t *v,
                               uint32_t *q, float *scores, float *sums, uint32_t *weights) {
     long width = c->head_dim, tiles = tiles_of(length), tile = SIDE * width;
-    const float *steps = mask_steps();
+    const float *steps = mask_steps + SIDE;
     v16f scale = vset(1.0f / __builtin_sqrtf((float)width));
     for (long i = 0; i < tiles; i++) {
         long rows = length - i * SIDE < SIDE ? length - i * SIDE : SIDE;
@@ -180,7 +175,7 @@ static long backward_bytes(long tiles, long width) {
 static void NAME(backward_task)(const Causal *c, long start, long length, int group, char *buffer) {
     long width = c->head_dim, tiles = tiles_of(length), tile = SIDE * width, per = c->heads / c->kv_heads;
     long stride = c->heads * width;
-    const float *steps = mask_steps();
+    const float *steps = mask_steps + SIDE;
     Store s = {buffer};
     uint16_t *k = taken(&s, tiles * tile * 2), *kt = taken(&s, tiles * tile * 2), *v = taken(&s, tiles * tile * 2);
     float *dk = taken(&s, tiles * tile * 4), *dv = taken(&s, tiles * tile * 4), *dq = taken(&s, tiles * tile * 4);
@@ -251,7 +246,6 @@ void NAME(causal)(Causal *c) {
     long longest = 0;
     for (long s = 0; s < c->segments; s++) longest = c->lengths[s] > longest ? c->lengths[s] : longest;
     long tiles = tiles_of(longest), bytes = c->above ? backward_bytes(tiles, c->head_dim) : forward_bytes(tiles, c->head_dim);
-    mask_steps();
 #pragma omp parallel num_threads(c->threads)
     {
         char *buffer = aligned_alloc(64, (bytes + 63) & -64L);
