@@ -1,7 +1,7 @@
 """Time per picture of Llama 4's tower against transformers', in one run: `python benchmarks/vision.py`.
 
 Random weights in the published shape (336-pixel tiles, 34 layers of width 1408, adapter, projection to 5120). Both
-sides get the same tiles and the same weights, and what they give is compared before anything is timed.
+sides get the same tiles and the same weights, and what they give is compared with float32 before anything is timed.
 """
 
 import statistics
@@ -16,15 +16,20 @@ from torch import Tensor, nn
 
 from puna.family.vision import LLAMA_4_VISION, Llama4Vision
 from puna.model.packed import PackedLinear
+from puna.model.quantized import Weight, quantize
 from puna.model.vision_llama4 import Llama4Sight
-from puna.model.vision_packing import fill_tower
+from puna.model.vision_packing import TOWER_BITS, fill_tower
 
 TEXT_WIDTH = 5120
-DTYPES = {"bf16": torch.bfloat16, "float32": torch.float32}
+BF16, FLOAT32 = torch.bfloat16, torch.float32
+KINDS = {"bf16": (BF16, None), "int8": (BF16, TOWER_BITS), "float32": (FLOAT32, None)}
 NOTES = (
     "One tile of {side} pixels a picture, {layers} layers; {flops:.0f} GFLOP a picture: twice the products' "
     "multiplications (patches, 4 D^2 + 2 D F and 2 S D of attention for each of S = {rows} rows and each layer, "
-    "adapter, projection). Roof: the faster of torch's product and ours, of {rows} rows with a 1408 x 5632 matrix."
+    "adapter, projection). Roof: the faster of torch's product and ours, of {rows} rows with a 1408 x 5632 matrix. "
+    "int8 is what `quantize` gives: weights and the rows that meet them in 8 bits, all else bfloat16; transformers, "
+    "which has no such tower on a CPU, runs in bfloat16 beside it. Error: of a picture's features against float32 with "
+    "the same weights, relative (2-norm), ours and transformers'."
 )
 
 
@@ -37,8 +42,11 @@ def flops(vision: Llama4Vision) -> float:
     return 2.0 * (patches + vision.num_layers * layer + vision.tokens_per_tile * adapter)
 
 
-def pair(vision: Llama4Vision, dtype: torch.dtype) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
-    """transformers' tower and ours, of equal random weights."""
+Tower = Callable[[Tensor], Tensor]
+
+
+def theirs(vision: Llama4Vision) -> nn.ModuleDict:
+    """transformers' tower and a projector, in float32 with random weights that bfloat16 holds."""
     from transformers import Llama4VisionConfig
     from transformers.models.llama4.modeling_llama4 import Llama4VisionModel
 
@@ -49,15 +57,39 @@ def pair(vision: Llama4Vision, dtype: torch.dtype) -> tuple[Callable[[Tensor], T
         image_size=vision.tile_side, patch_size=vision.patch_side,
         rope_parameters={"rope_type": "default", "rope_theta": vision.rope_theta},
     )  # fmt: skip
-    tower, projector = Llama4VisionModel(config).eval(), nn.Linear(vision.adapter_size, TEXT_WIDTH, bias=False)
-    for parameter in (*tower.parameters(), *projector.parameters()):  # not .to: it would spoil the complex rotations
-        parameter.data = torch.randn(parameter.shape).mul_(0.02).to(dtype)
-    weights = {f"vision.{name}": weight for name, weight in tower.state_dict().items()}
-    weights["vision.multi_modal_projector.linear_1.weight"] = projector.weight
+    linear = nn.Linear(vision.adapter_size, TEXT_WIDTH, bias=False)
+    both = nn.ModuleDict({"tower": Llama4VisionModel(config), "projector": linear}).eval()
+    products = {id(module.weight) for module in both.modules() if isinstance(module, nn.Linear)}
+    for name, parameter in both.named_parameters():
+        if "layernorm" not in name:  # these stay ones and zeros
+            size = parameter.shape[1] ** -0.5 if id(parameter) in products else 0.02
+            parameter.data = (torch.randn(parameter.shape) * size).to(BF16).float()
+    return both
+
+
+def runs(both: nn.ModuleDict) -> Tower:
+    """As one function."""
+    return lambda tiles: both["projector"](both["tower"](tiles).last_hidden_state)
+
+
+def ours(vision: Llama4Vision, both: nn.ModuleDict, dtype: torch.dtype, bits: int | None) -> Tower:
+    """Our tower with those weights."""
+    weights = {f"vision.{name}": weight for name, weight in both["tower"].state_dict().items()}
+    weights["vision.multi_modal_projector.linear_1.weight"] = both["projector"].weight
     with torch.device("meta"):
-        ours = Llama4Sight(vision, TEXT_WIDTH)
-    fill_tower(ours, lambda name: weights[name].detach(), dtype, torch.device("cpu"))
-    return (lambda tiles: projector(tower(tiles).last_hidden_state)), ours
+        tower = Llama4Sight(vision, TEXT_WIDTH)
+
+    def read(name: str, bits: int | None) -> Weight:
+        weight = weights[name].detach().to(dtype)
+        return weight if bits is None else quantize(weight, bits)
+
+    fill_tower(tower, read, dtype, bits)
+    return tower
+
+
+def error(found: Tensor, expected: Tensor) -> float:
+    """Relative, by the 2-norm."""
+    return float((found.double() - expected.double()).norm() / expected.double().norm())
 
 
 def seconds(run: Callable[[Tensor], Tensor], tiles: Tensor) -> float:
@@ -67,44 +99,54 @@ def seconds(run: Callable[[Tensor], Tensor], tiles: Tensor) -> float:
     return time.perf_counter() - begun
 
 
-def roof(dtype: torch.dtype, vision: Llama4Vision) -> float:
+def roof(dtype: torch.dtype, bits: int | None, vision: Llama4Vision) -> float:
     """The best rate of any product here."""
     rows, inputs, outputs = vision.patches + 1, vision.hidden_size, vision.intermediate_size
-    torch_rate = matrix_rate(dtype, rows, inputs, outputs)
-    packed, x = PackedLinear(torch.ones(outputs, inputs, dtype=dtype)), torch.ones(rows, inputs, dtype=dtype)
-    return max(torch_rate, 2 * rows * inputs * outputs / min(seconds(packed, x) for _ in range(6)))
+    weight, x = torch.ones(outputs, inputs, dtype=dtype), torch.ones(rows, inputs, dtype=dtype)
+    packed = PackedLinear(weight if bits is None else quantize(weight, bits))
+    mine = 2 * rows * inputs * outputs / min(seconds(packed, x) for _ in range(6))
+    if bits is None:
+        return max(mine, matrix_rate(dtype, rows, inputs, outputs))
+    integers, values = weight.to(torch.int8).T, x.to(torch.int8)
+    best = min(seconds(lambda rows: torch._int_mm(rows, integers), values) for _ in range(6))
+    return max(mine, 2 * rows * inputs * outputs / best)
 
 
 @torch.no_grad()
 def main() -> None:
     """Measure, print and record."""
     arguments = parser("Time per picture against transformers")
-    arguments.add_argument("--dtypes", nargs="+", default=list(DTYPES), choices=DTYPES)
+    arguments.add_argument("--kinds", nargs="+", default=list(KINDS), choices=KINDS)
     arguments.add_argument("--pictures", nargs="+", type=int, default=[1, 8], help="in one call")
     arguments.add_argument("--layers", type=int, default=LLAMA_4_VISION.num_layers, help="of 34")
     arguments.add_argument("--repeats", type=int, default=5)
     args = arguments.parse_args()
     torch.set_num_threads(args.threads)
     vision = Llama4Vision(num_layers=args.layers)
+    both = theirs(vision)
+    towers = {name: ours(vision, both, *KINDS[name]) for name in args.kinds}
+    tiles = torch.randn(max(args.pictures), 3, vision.tile_side, vision.tile_side).to(BF16).float()
+    expected = runs(both)(tiles[:1])
     rows = []
-    for name in args.dtypes:
-        theirs, ours = pair(vision, DTYPES[name])
-        best = roof(DTYPES[name], vision)
+    for name in args.kinds:
+        (dtype, bits), mine = KINDS[name], towers[name]
+        for parameter in both.parameters():  # not .to: it would spoil the complex rotations
+            parameter.data = parameter.data.to(dtype)
+        other, best, some = runs(both), roof(dtype, bits, vision), tiles.to(dtype)
+        errors = " / ".join(f"{error(tower(some[:1]), expected):.1g}" for tower in (mine, other))
         for count in args.pictures:
-            tiles = torch.randn(count, 3, vision.tile_side, vision.tile_side).to(DTYPES[name])
-            expected, found = theirs(tiles).float(), ours(tiles).float()
-            error = float((expected - found).abs().max() / expected.abs().max())
-            times = [(seconds(ours, tiles), seconds(theirs, tiles)) for _ in range(args.repeats)]
-            mine, other = (statistics.median(column) / count for column in zip(*times, strict=True))
+            times = [(seconds(mine, some[:count]), seconds(other, some[:count])) for _ in range(args.repeats)]
+            own, peer = (statistics.median(column) / count for column in zip(*times, strict=True))
+            label = "transformers" if bits is None else "transformers bf16"
             rows.append(
-                f"| {name}, {count} at once | {mine:.2f} s a picture | transformers {other:.2f} s | "
-                f"{other / mine:.2f}x | {flops(vision) / mine / best:.0%} of {best / 1e9:.0f} GFLOP/s | {error:.0e} |"
+                f"| {name}, {count} at once | {own:.2f} s a picture | {label} {peer:.2f} s | {peer / own:.2f}x | "
+                f"{flops(vision) / own / best:.0%} of {best / 1e9:.0f} GFLOP/s | {errors} |"
             )
             print(rows[-1], flush=True)
     notes = NOTES.format(side=vision.tile_side, layers=args.layers, flops=flops(vision) / 1e9, rows=vision.patches + 1)
     print(notes)
     write_rows(Path(__file__), "Pictures", rows, f"{machine()}; medians of {args.repeats}, interleaved", notes=notes,
-               columns=("what", "ours", "peer", "ratio", "share of the matrix roof", "largest difference"),
+               columns=("what", "ours", "peer", "ratio", "share of the matrix roof", "error"),
                document=args.document)  # fmt: skip
 
 

@@ -7,10 +7,12 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 import seeing
 from puna.checkpoint import load_source, open_source, save
 from puna.checkpoint.convert import convert_to_safetensors
+from puna.checkpoint.named import named_weights
 from puna.checkpoint.ready import load_ready
 from puna.checkpoint.rehearsal import rehearse
 from puna.checkpoint.safetensors_write import write_safetensors
@@ -18,7 +20,10 @@ from puna.errors import PunaError
 from puna.family.llama23 import LLAMA_31_8B, VISION_11B
 from puna.family.vision import LLAMA_4_VISION, Llama4Vision, Llama32Vision
 from puna.model import Decoder
+from puna.model.on_demand import held_bytes
 from puna.model.pictures import PassPictures
+from puna.model.quantized import Quantized, Weight
+from puna.model.unpacked import BlockwiseLinear
 
 pytest.importorskip("transformers")
 MAKERS = {"llama4": seeing.llama4, "llama32": seeing.llama32}
@@ -94,30 +99,71 @@ def test_text_alone(folder: Path, tmp_path: Path) -> None:
         assert torch.allclose(again.model(ids), whole(ids), atol=1e-5)
 
 
+def features(model: Decoder) -> list[torch.Tensor]:
+    """What the tower makes of a picture."""
+    assert model.vision is not None
+    with torch.no_grad():
+        return list(model.vision(seeing.pixels(1), *([[(1, 1)]] if model.cross_layers is not None else [])))
+
+
+def held(model: Decoder) -> dict[str, Weight | list[Weight]]:
+    """The tower's weights as they lie in memory."""
+    return {name: weight for name, weight in named_weights(model) if name.startswith("vision.")}
+
+
+def off(found: list[torch.Tensor], expected: list[torch.Tensor]) -> float:
+    """The relative error of features."""
+    one, other = (torch.cat([row.flatten().double() for row in rows]) for rows in (found, expected))
+    return float((one - other).norm() / other.norm())
+
+
 @pytest.mark.parametrize(("quantize", "most"), [("int8", 0.5), ("int4", 3.0)])
 def test_few_bits(folder: Path, quantize: str, most: float, tmp_path: Path) -> None:
-    """The text gets them, the tower keeps its floats."""
+    """The tower's matrices get 8, all but the patch embedding; what is saved comes back the same."""
     plain = load_source(open_source(folder)).model
-    loaded = load_ready(open_source(folder), dtype=torch.float32, quantize=quantize)
-    tower = [tensor.detach() for tensor in plain.vision(seeing.pixels(1), *([[(1, 1)]] if plain.cross_layers else []))]
-    with torch.no_grad():
-        mine = loaded.model.vision(seeing.pixels(1), *([[(1, 1)]] if plain.cross_layers else []))
-    assert all(torch.allclose(one, other, atol=1e-4) for one, other in zip(mine, tower, strict=True))
-    assert 0 < (says(loaded.model) - says(plain)).abs().max() < most
-    save(loaded.model, loaded.config, None, tmp_path / "out")
-    again = load_ready(open_source(tmp_path / "out"), dtype=None)
-    assert torch.equal(again.model.vision.class_embedding, plain.vision.class_embedding)
-    assert (says(again.model) - says(loaded.model)).abs().max() < 0.05
+    loaded = load_ready(open_source(folder), dtype=torch.float32, quantize=quantize).model
+    few = {name: weight for name, weight in held(loaded).items() if isinstance(weight, Quantized)}
+    assert {weight.bits for weight in few.values()} == {8}
+    assert plain.vision is not None
+    linear = {f"vision.{name}.weight" for name, module in plain.vision.named_modules() if isinstance(module, nn.Linear)}
+    assert few.keys() == linear - {"vision.patch_embedding.linear.weight"}
+    assert 0 < off(features(loaded), features(plain)) < 0.03
+    assert off(features(load_ready(open_source(folder), quantize=quantize).model), features(plain)) < 0.06  # bfloat16
+    assert 0 < (says(loaded) - says(plain)).abs().max() < most
+    save(loaded, loaded.config, None, tmp_path / "out")
+    again = load_ready(open_source(tmp_path / "out"), dtype=None).model
+    assert [*map(torch.equal, features(again), features(loaded))] == [True] * len(features(loaded))
+    assert (says(again) - says(loaded)).abs().max() < 0.05
 
 
-def test_export_quantises_the_text(folder: Path, tmp_path: Path) -> None:
+def test_where_the_kernels_are_not(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = load_source(open_source(folder)).model
+    monkeypatch.setattr("puna.model.packed.kernels", lambda: None)
+    loaded = load_ready(open_source(folder), dtype=torch.float32, quantize="int8").model
+    assert any(isinstance(module, BlockwiseLinear) for module in loaded.vision.modules())
+    assert 0 < off(features(loaded), features(plain)) < 0.03
+    assert sum(isinstance(weight, Quantized) for weight in held(loaded).values()) > 0
+
+
+def test_a_file_keeps_the_bits_of_its_tower(folder: Path, tmp_path: Path) -> None:
+    """An export quantises the text alone, as official releases do; loading gives its tower few bits when asked to."""
     convert_to_safetensors(open_source(folder), tmp_path / "out", torch.float32, "int8")
-    loaded, plain = load_ready(open_source(tmp_path / "out")), load_source(open_source(folder)).model
-    names = [name for name, _ in plain.vision.named_parameters()]
-    exported = load_source(open_source(tmp_path / "out")).model
-    assert all(torch.equal(exported.vision.get_parameter(name), plain.vision.get_parameter(name)) for name in names)
-    assert not torch.equal(exported.layers[0].self_attn.q_proj.weight, plain.layers[0].self_attn.q_proj.weight)
-    assert (says(loaded.model) - says(plain)).abs().max() < 0.5
+    loaded, plain = load_ready(open_source(tmp_path / "out")).model, load_source(open_source(folder)).model
+    kept = held(plain)
+    assert all(torch.equal(weight, kept[name]) for name, weight in held(loaded).items())
+    assert (says(loaded) - says(plain)).abs().max() < 0.5
+    asked, whole = (load_ready(open_source(path), quantize="int8").model for path in (tmp_path / "out", folder))
+    assert any(isinstance(weight, Quantized) for weight in held(asked).values())
+    assert [*map(torch.equal, features(asked), features(whole))] == [True] * len(features(whole))
+
+
+@pytest.mark.parametrize("quantize", [None, "int8", "int4"])
+def test_a_rehearsal_counts_what_is_held(folder: Path, quantize: str | None, tmp_path: Path) -> None:
+    convert_to_safetensors(open_source(folder), tmp_path / "few", None, "int4")
+    for path in (folder, tmp_path / "few"):
+        found = rehearse(open_source(path), torch.bfloat16 if quantize is None else None, quantize).weights
+        given = load_ready(open_source(path), "cpu", torch.bfloat16 if quantize is None else None, quantize)
+        assert found == held_bytes(given.model)
 
 
 def test_a_rehearsal_counts_the_tower(folder: Path) -> None:

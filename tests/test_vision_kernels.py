@@ -17,6 +17,7 @@ from puna.family.vision import Llama4Vision, Llama32Vision
 from puna.model import native_vision
 from puna.model.native import kernels
 from puna.model.native_vision import attend_all, bias_add, bias_gelu, layer_norm
+from puna.model.quantized import Weight, quantize
 from puna.model.vision_llama4 import Llama4Sight
 from puna.model.vision_llama32 import Llama32Sight
 from puna.model.vision_packing import fill_tower
@@ -74,25 +75,31 @@ def test_between_products(dtype: torch.dtype, width: int) -> None:
 
 
 @needs_kernels
+@pytest.mark.parametrize("bits", [None, 8])
 @pytest.mark.parametrize("dtype", TOLERANCE)
-def test_a_tile_gives_the_same_bits_alone(dtype: torch.dtype) -> None:
+def test_a_tile_gives_the_same_bits_alone(dtype: torch.dtype, bits: int | None) -> None:
     vision = Llama4Vision(hidden_size=32, num_layers=2, num_heads=2, intermediate_size=128, tile_side=24, patch_side=4,
                           adapter_size=24)  # fmt: skip
-    tower = packed(Llama4Sight(vision, 16), dtype)
+    tower = packed(Llama4Sight(vision, 16), dtype, bits)
     tiles = draw(3, 3, 24, 24)
     assert torch.equal(tower(tiles), torch.cat([tower(tile[None]) for tile in tiles]))
     other = Llama32Vision((0,), tile_side=8, hidden_size=16, num_layers=2, num_global_layers=1, num_heads=2,
                           intermediate_size=32, patch_side=2, intermediate_layers=(1,))  # fmt: skip
-    tower32 = packed(Llama32Sight(other, 16), dtype)
+    tower32 = packed(Llama32Sight(other, 16), dtype, bits)
     tiles = draw(3, 3, 8, 8)
     one, two = tower32(tiles, [(2, 1), (1, 1)])
     assert torch.equal(one, tower32(tiles[:2], [(2, 1)])[0])
     assert torch.equal(two, tower32(tiles[2:], [(1, 1)])[0])
 
 
-def packed(tower: Llama4Sight | Llama32Sight, dtype: torch.dtype) -> torch.nn.Module:
+def packed(tower: Llama4Sight | Llama32Sight, dtype: torch.dtype, bits: int | None = None) -> torch.nn.Module:
     weights = {name: draw(*weight.shape, seed=i) * 0.2 for i, (name, weight) in enumerate(tower.named_parameters())}
-    fill_tower(tower, lambda name: weights[name.removeprefix("vision.")], dtype, torch.device("cpu"))
+
+    def read(name: str, bits: int | None) -> Weight:
+        weight = weights[name.removeprefix("vision.")].to(dtype)
+        return weight if bits is None else quantize(weight, bits)
+
+    fill_tower(tower, read, dtype, bits)
     return tower
 
 

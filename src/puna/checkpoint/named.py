@@ -13,7 +13,7 @@ from puna.model.on_demand import OnDemandExperts
 from puna.model.packed import PackedEmbedding, PackedExperts, PackedFeedForward, PackedLinear
 from puna.model.quantized import Float8, Quantized, Weight, by_rows
 from puna.model.unpacked import BlockwiseExperts, BlockwiseLinear
-from puna.model.vision_packing import tower_weights
+from puna.model.vision_packing import tower_modules
 
 Named = Iterator[tuple[str, Weight | list[Weight]]]
 
@@ -43,7 +43,8 @@ def named_weights(decoder: Decoder) -> Named:
     for at, cross in enumerate(decoder.cross_layers or ()):
         yield from _cross(cross, f"cross_layers.{at}.")
     if decoder.vision is not None:
-        yield from tower_weights(decoder.vision)
+        for name, holder in tower_modules(decoder.vision):
+            yield name, holder if isinstance(holder, Tensor) else weight_of(holder)
 
 
 def _cross(block: nn.Module, name: str) -> Named:

@@ -20,7 +20,7 @@ from puna.model.on_demand import ExpertCache, OnDemand, OnDemandExperts, held_by
 from puna.model.packed import PLACES, PackedEmbedding, PackedExperts, PackedFeedForward, PackedLinear, packable
 from puna.model.quantized import Float8, Quantized, Weight, Words, plain, quantize, stacked
 from puna.model.unpacked import BlockwiseExperts, BlockwiseLinear
-from puna.model.vision_packing import fill_tower
+from puna.model.vision_packing import TOWER_BITS, fill_tower
 
 Read = Callable[[str], Weight | Sequence[Weight]]
 
@@ -84,7 +84,7 @@ class Packer:
             assert isinstance(cross, CrossBlock)
             self._cross(cross, f"cross_layers.{at}.")
         if decoder.vision is not None:
-            fill_tower(decoder.vision, lambda name: self._weight(name, None), self.dtype, self.device)
+            fill_tower(decoder.vision, self._weight, self.dtype, self.bits and TOWER_BITS)
         self._routed(mixtures)
 
     def _cross(self, block: CrossBlock, name: str) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from puna.model.native_vision import bias_add, bias_gelu, layer_norm
 from puna.model.packed import PackedLinear
+from puna.model.unpacked import BlockwiseLinear
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]  # queries, keys, values, each [T, S, H, K] -> [T, S, H, K]
 
@@ -38,15 +39,15 @@ class LayerNorm(nn.Module):
 
 
 class PackedAffine(nn.Module):
-    """x @ weight.T + bias through our kernels."""
+    """x @ weight.T + bias of a weight that is packed for our kernels, or in few bits where they aren't."""
 
-    def __init__(self, weight: Tensor, bias: nn.Parameter | None) -> None:
+    def __init__(self, linear: PackedLinear | BlockwiseLinear, bias: nn.Parameter | None) -> None:
         super().__init__()
-        self.linear = PackedLinear(weight)
+        self.linear = linear
         self.bias = bias
 
     def forward(self, x: Tensor) -> Tensor:
-        out = self.linear(x)
+        out: Tensor = self.linear(x)
         return out if self.bias is None else out.add_(self.bias)
 
 
