@@ -2,16 +2,21 @@
 
 import random
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "recipes" / "cria"))
 
 import pictures  # noqa: E402
-from pictures import Thing, ask, describe, draw, invent, is_tower, read_nlvr, reordered, state  # noqa: E402
+from pictures import Thing, draw, invent, is_tower, read_nlvr, reordered  # noqa: E402
+from questions import ask, describe  # noqa: E402
+from see import Divergence  # noqa: E402
+from statements import state, statement  # noqa: E402
 
 NLVR = ROOT.parent / "shared" / "data" / "images" / "nlvr.tar"
 TOWERS = tuple(tuple(Thing("square", color, 40, 80 - 21 * at, 20) for at, color in enumerate(colors.split()))
@@ -23,37 +28,51 @@ STREWN = (
 )
 TRUE = {
     TOWERS: {"There is a tower with four blocks", "There are exactly two towers with a yellow block at the top",
-             "There is no tower with three blocks", "The tower with two blocks has a blue block at the top",
-             "There is a tower with a yellow block over a blue block", "There are 2 blue blocks",
-             "There is a tower with only yellow blocks", "There is a tower without a black block",
-             "There is at least one tower with a black block above a black block"},
+             "There is no tower with exactly three blocks", "The tower with two blocks has a blue block at the top",
+             "There is a tower with a yellow block on top of a blue block", "There are 2 blue blocks",
+             "There is a tower with only yellow blocks", "There is a yellow tower", "Two towers have a yellow base",
+             "There is at least one tower with a black block above a black block",
+             "There is a yellow block as the base of a tower with exactly one block",
+             "There is a tower where the second block is blue"},
     STREWN: {"There are exactly three circles", "There is a blue circle touching the wall", "There is a yellow circle",
              "There is a box with only black items", "There is a triangle touching the base",
-             "There are at least two items not touching any edge", "Each box has at least 1 item",
-             "There is one blue circle touching the edge", "There is a box with exactly one item"},
+             "There is one blue circle touching the edge", "There is a box with exactly one item",
+             "There is at least 1 item in each box", "There is a box with a yellow square and a yellow circle",
+             "None of the squares are touching the edge", "All yellow circles are not touching any edge",
+             "One of the grey squares contains exactly one object"},
 }  # fmt: skip
 FALSE = {
-    TOWERS: {"There are exactly two towers with four blocks", "All towers have at least one black block",
-             "There is a tower with a blue block over a black block at the base", "There is one yellow block",
-             "There is a tower with three blocks", "There is a tower with a black block at the top"},
+    TOWERS: {"There are exactly two towers with four blocks", "All towers have a black block",
+             "There is a black block over a blue block", "There is one yellow block", "There is a black tower",
+             "There is a tower with three blocks", "There is a tower with a black block at the top",
+             "The three block tower has a yellow base", "There are two towers with a black base"},
     STREWN: {"There are exactly two circles", "There is a black square", "There is a blue circle touching the base",
              "There is a box with only black and blue items", "Each box has one circle",
-             "There is a box with three items"},
+             "All circles are touching the wall", "There is a box with three items",
+             "There is a square touching the corner"},
 }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def meanings() -> dict[tuple[str, bool], Callable[[pictures.Scene], bool]]:
+    """Of many statements in lower case, about towers or not, the scenes of which they are true."""
+    chance = random.Random(0)
+    return {
+        (text.lower(), towers): test
+        for _ in range(30_000)
+        for towers in (True, False)
+        for text, test in [statement(chance, towers)]
+    }
 
 
 @pytest.mark.parametrize("scene", [TOWERS, STREWN], ids=["towers", "strewn"])
-def test_statements_are_judged_as_a_reader_would(scene: pictures.Scene) -> None:
-    chance = random.Random(0)
-    said: dict[str, bool] = {}
-    for _ in range(20_000):
-        text, true = state(chance, scene)
-        text = text[0].upper() + text[1:].rstrip(".")
-        assert said.setdefault(text, true) == true, text
+def test_statements_are_judged_as_a_reader_would(
+    scene: pictures.Scene, meanings: dict[tuple[str, bool], Callable[[pictures.Scene], bool]]
+) -> None:
     for expected, sentences in ((True, TRUE[scene]), (False, FALSE[scene])):
-        found = sentences & said.keys()
-        assert len(found) >= len(sentences) - 2
-        assert {said[text] for text in found} == {expected}
+        found = {text for text in sentences if (text.lower(), is_tower(scene)) in meanings}
+        assert len(found) >= len(sentences) - 3
+        assert {text for text in found if meanings[text.lower(), is_tower(scene)](scene) != expected} == set()
 
 
 def test_half_of_all_statements_are_true() -> None:
@@ -101,3 +120,30 @@ def test_our_drawings_are_nlvr_s() -> None:
         order, png = row.pictures[3]
         theirs = np.asarray(pictures.as_image(png)).astype(int)
         assert np.abs(np.asarray(draw(reordered(row.scene, order))) - theirs).mean() < 0.5
+
+
+@pytest.mark.skipif(not NLVR.is_file(), reason="NLVR's pictures are not here")
+def test_statements_mean_what_nlvr_s_people_meant(
+    meanings: dict[tuple[str, bool], Callable[[pictures.Scene], bool]],
+) -> None:
+    """Where our statements use the very words of a training sentence, they agree with what people said of its scene."""
+    seen = [row for row in read_nlvr(NLVR) if not row.held_out]
+    agree = [
+        meanings[key](row.scene) == row.true
+        for row in seen
+        if (key := (row.text.lower().strip(" ."), is_tower(row.scene))) in meanings
+    ]
+    assert len(agree) > 0.4 * len(seen)
+    assert np.mean(agree) > 0.98
+
+
+def test_divergence_and_its_gradient_are_pytorch_s() -> None:
+    torch.manual_seed(0)
+    wanted, states, weight = torch.randn(300, 16), torch.randn(300, 16, requires_grad=True), torch.randn(40, 16)
+    expected = torch.nn.functional.kl_div(
+        (states @ weight.T).log_softmax(-1), (wanted @ weight.T).log_softmax(-1), log_target=True, reduction="batchmean"
+    )
+    gradient = torch.autograd.grad(3 * expected, states)[0]
+    found = Divergence.apply(wanted, states, weight)
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(torch.autograd.grad(3 * found, states)[0], gradient)

@@ -16,9 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pictures import ASK_CLOTHES, ASK_TRUE, as_image, read_nlvr, reordered, state
+from pictures import as_image, read_nlvr, reordered
 from PIL import Image
+from questions import ASK_CLOTHES, ASK_TRUE
 from see import NO, YES, clothes_answer
+from statements import state
 
 import puna
 from puna.evaluate.intervals import wilson

@@ -1,18 +1,17 @@
 """Pictures and questions that teach cria to see: scenes in the manner of NLVR (CC BY 4.0), and Fashion-MNIST (MIT).
 
 A scene is three grey boxes of coloured things. NLVR's own pictures and sentences are split by sentence, one in three
-held out by a hash of its number; training adds scenes of our own, drawn in the same way, and statements made from
-templates, whose truth is computed from the scene.
+held out by a hash of its number; training adds scenes of our own, drawn in the same way. What is said of them, and
+whether it is true, stands in statements.py.
 """
 
 import hashlib
 import json
 import random
 import tarfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from io import BytesIO
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +20,9 @@ from PIL import Image, ImageDraw
 COLORS = {"yellow": (255, 255, 0), "black": (0, 0, 0), "blue": (0, 153, 255)}
 SHAPES = ("square", "circle", "triangle")
 SIZES = (10, 20, 30)
-WORDS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight")
-CLOTHES = ("a T-shirt", "trousers", "a pullover", "a dress", "a coat", "a sandal", "a shirt", "a sneaker", "a bag",
-           "an ankle boot")
-ASK_CLOTHES = ("What is this?", "What is in the picture?", "What do you see?", "What kind of clothing is this?")
-ASK_TRUE = "Is this true? {}"
-ASK_SCENE = "What is in the boxes?"
+NAMED_SIZES = dict(zip(("small", "medium", "big"), SIZES, strict=True))
+SIDES = ("edge", "edge", "edge", "wall", "wall", "wall", "side", "base", "base", "bottom", "corner", "left", "right",
+         "top")
 
 
 @dataclass(frozen=True)
@@ -40,9 +36,12 @@ class Thing:
     size: int
 
     def touches(self, side: str = "edge") -> bool:
-        """Whether it touches an edge of its box, or the base."""
-        base = self.y + self.size >= 99
-        return base if side == "base" else base or self.x <= 1 or self.y <= 1 or self.x + self.size >= 99
+        """Whether it touches one of `SIDES` of its box."""
+        ends = {"left": self.x <= 1, "right": self.x + self.size >= 99, "top": self.y <= 1,
+                "bottom": self.y + self.size >= 99}  # fmt: skip
+        if side == "corner":
+            return (ends["left"] or ends["right"]) and (ends["top"] or ends["bottom"])
+        return ends["bottom" if side == "base" else side] if side in (*ends, "base") else any(ends.values())
 
 
 Box = tuple[Thing, ...]  # a tower from its base upwards, else in no order
@@ -141,212 +140,6 @@ def _strewn(chance: random.Random) -> Box:
 
 def _place(chance: random.Random, size: int) -> int:
     return chance.choice((0, 100 - size)) if chance.random() < 0.2 else chance.randint(0, 100 - size)
-
-
-def describe(scene: Scene) -> str:
-    """What is in each box, in words."""
-    return " ".join(f"{name} box: {_describe(box, is_tower(scene))}."
-                    for name, box in zip(("First", "Second", "Third"), scene, strict=True))
-
-
-def _describe(box: Box, tower: bool) -> str:
-    if tower:
-        return "from the base " + ", ".join(thing.color for thing in box)
-    kinds = [(color, shape) for color in COLORS for shape in SHAPES]
-    counted = [(sum((t.color, t.shape) == kind for t in box), *kind) for kind in kinds]
-    return ", ".join(f"{WORDS[n]} {color} {shape}{'s' * (n > 1)}" for n, color, shape in counted if n)
-
-
-# A template draws its words and gives the statement and its truth.
-Template = Callable[[random.Random, Scene], tuple[str, bool]]
-
-
-def _number(chance: random.Random, most: int) -> tuple[str, Callable[[int], bool], bool]:
-    """A number in words or digits with "exactly", "at least"..., its test, and whether it is one."""
-    n = chance.randint(1, most)
-    text = chance.choice((WORDS[n], str(n)))
-    tests: dict[str, Callable[[int], bool]] = {
-        "": lambda m: m == n, "exactly ": lambda m: m == n, "only ": lambda m: m == n, "at least ": lambda m: m >= n,
-    }
-    if n > 1:
-        tests["at most "] = lambda m: m <= n
-    kind = chance.choice(tuple(tests))
-    return f"{kind}{text}", tests[kind], n == 1
-
-
-def _there(number: tuple[str, Callable[[int], bool], bool], noun: str, rest: str = "") -> str:
-    text, _, one = number
-    return f"There {'is' if one else 'are'} {text} {noun}{'' if one else 'es' if noun == 'box' else 's'}{rest}"
-
-
-def _block_count(chance: random.Random, scene: Scene) -> tuple[str, bool]:
-    n, heights = chance.randint(1, 4), [len(box) for box in scene]
-    blocks = f"{chance.choice(('', 'exactly ')) if n > 1 else ''}{WORDS[n]} block{'s' * (n > 1)}"
-    if chance.random() < 0.3:
-        return f"There is no tower with {blocks}", n not in heights
-    if chance.random() < 0.4:
-        number = _number(chance, 3)
-        return _there(number, "tower", f" with {blocks}"), number[1](heights.count(n))
-    return f"There is a tower with {blocks}", n in heights
-
-
-def _end_color(chance: random.Random, scene: Scene) -> tuple[str, bool]:
-    color, end = chance.choice(tuple(COLORS)), chance.choice(("top", "base"))
-    count = sum(box[-1 if end == "top" else 0].color == color for box in scene)
-    rest = f" with a {color} block {chance.choice(('at', 'as'))} the {end}"
-    if chance.random() < 0.4:
-        return f"There is {chance.choice(('a', 'at least one'))} tower{rest}", count >= 1
-    number = _number(chance, 3)
-    return _there(number, "tower", rest), number[1](count)
-
-
-def _tall_end_color(chance: random.Random, scene: Scene) -> tuple[str, bool]:
-    color, end, n = chance.choice(tuple(COLORS)), chance.choice(("top", "base")), chance.randint(1, 4)
-    there = any(len(box) == n and box[-1 if end == "top" else 0].color == color for box in scene)
-    blocks = f"{WORDS[n]} block{'s' * (n > 1)}"
-    if chance.random() < 0.5:
-        return f"The tower with {blocks} has a {color} block at the {end}", there
-    return f"There is a tower with {blocks} that has a {color} block at the {end}", there
-
-
-def _over(chance: random.Random, scene: Scene) -> tuple[str, bool]:
-    upper, lower = chance.choice(tuple(COLORS)), chance.choice(tuple(COLORS))
-    count = sum(any((b.color, a.color) == (upper, lower) for a, b in pairwise(box)) for box in scene)
-    start = chance.choice(("There is a tower", "There is at least one tower"))
-    return f"{start} with a {upper} block {chance.choice(('over', 'above'))} a {lower} block", count > 0
-
-
-def _colors_of_tower(chance: random.Random, scene: Scene) -> tuple[str, bool]:
-    color = chance.choice(tuple(COLORS))
-    having = [sum(thing.color == color for thing in box) for box in scene]
-    kind = chance.randrange(4)
-    if kind == 0:
-        there = any(n == len(box) for n, box in zip(having, scene, strict=True))
-        return f"There is a tower with only {color} blocks", there
-    if kind == 1:
-        return f"All towers have at least one {color} block", all(having)
-    if kind == 2:
-        return f"There is a tower without a {color} block", not all(having)
-    number = _number(chance, 3)
-    text, test, one = number
-    return f"There is a tower that has {text} {color} block{'s' * (not one)}", any(map(test, having))
-
-
-def _block_total(chance: random.Random, scene: Scene) -> tuple[str, bool]:
-    color, number = chance.choice(tuple(COLORS)), _number(chance, 6)
-    count = sum(thing.color == color for box in scene for thing in box)
-    return _there(number, f"{color} block"), number[1](count)
-
-
-def _kind(chance: random.Random) -> tuple[str, Callable[[Thing], bool]]:
-    color = chance.choice((*COLORS, ""))
-    shape = chance.choice((*SHAPES, "")) if color else chance.choice(SHAPES)
-    noun = shape or chance.choice(("item", "object"))
-    return f"{color} {noun}".strip(), lambda t: t.color in (color or t.color) and t.shape in (shape or t.shape)
-
-
-def _kind_count(chance: random.Random, scene: Scene) -> tuple[str, bool]:
-    noun, fits = _kind(chance)
-    count = sum(fits(thing) for box in scene for thing in box)
-    if chance.random() < 0.35:
-        return f"There is a {noun}", count > 0
-    number = _number(chance, 6)
-    return _there(number, noun), number[1](count)
-
-
-def _touching(chance: random.Random, scene: Scene) -> tuple[str, bool]:
-    noun, fits = _kind(chance)
-    side = chance.choice(("edge", "base", "wall"))
-    count = sum(fits(thing) and thing.touches(side) for box in scene for thing in box)
-    if chance.random() < 0.5:
-        return f"There is a {noun} touching the {side}", count > 0
-    number = _number(chance, 4)
-    if chance.random() < 0.3:
-        free = sum(fits(thing) and not thing.touches() for box in scene for thing in box)
-        return _there(number, noun, " not touching any edge"), number[1](free)
-    return _there(number, noun, f" touching the {side}"), number[1](count)
-
-
-def _box_with(chance: random.Random, scene: Scene) -> tuple[str, bool]:
-    noun, fits = _kind(chance)
-    number = _number(chance, 3)
-    text, test, one = number
-    counts = [sum(map(fits, box)) for box in scene]
-    having = f"{text} {noun}{'' if one else 's'}"
-    kind = chance.randrange(3)
-    if kind == 0:
-        return f"There is a box with {having}", any(map(test, counts))
-    if kind == 1:
-        return f"Each box has {having}", all(map(test, counts))
-    outer = _number(chance, 3)
-    return _there(outer, "box", f" with {having}"), outer[1](sum(map(test, counts)))
-
-
-def _box_total(chance: random.Random, scene: Scene) -> tuple[str, bool]:
-    n, noun = chance.randint(1, 7), chance.choice(("item", "object"))
-    there = any(len(box) == n for box in scene)
-    return f"There is a box with {chance.choice(('', 'exactly '))}{WORDS[n]} {noun}{'s' * (n > 1)}", there
-
-
-def _box_colors(chance: random.Random, scene: Scene) -> tuple[str, bool]:
-    colors = set(chance.sample(tuple(COLORS), chance.randint(1, 2)))
-    there = any({thing.color for thing in box} == colors for box in scene)
-    named = " and ".join(color for color in COLORS if color in colors)
-    return f"There is a box with only {named} items", there
-
-
-TOWERS: tuple[Template, ...] = (_block_count, _end_color, _tall_end_color, _over, _colors_of_tower, _block_total)
-STREWN: tuple[Template, ...] = (_kind_count, _kind_count, _touching, _touching, _box_with, _box_total, _box_colors)
-
-
-def state(chance: random.Random, scene: Scene) -> tuple[str, bool]:
-    """A statement about a scene, as often true as false, and whether it is."""
-    wanted = chance.random() < 0.5
-    templates = TOWERS if is_tower(scene) else STREWN
-    for _ in range(30):
-        text, true = chance.choice(templates)(chance, scene)
-        if true == wanted:
-            break
-    if chance.random() < 0.3:
-        text = text[0].lower() + text[1:]
-    return text + chance.choice((".", "")), true
-
-
-PLACES = ("first", "second", "third")
-
-
-def ask(chance: random.Random, scene: Scene) -> tuple[str, str]:
-    """A question about a scene, and its answer: a number or a colour."""
-    return (_ask_towers if is_tower(scene) else _ask_strewn)(chance, scene)
-
-
-def _ask_towers(chance: random.Random, scene: Scene) -> tuple[str, str]:
-    at, color, end = chance.randrange(3), chance.choice(tuple(COLORS)), chance.choice(("top", "base"))
-    ends = [box[-1 if end == "top" else 0].color for box in scene]
-    kind = chance.randrange(5)
-    if kind == 0:
-        return f"How many blocks has the {PLACES[at]} tower?", f"{len(scene[at])}."
-    if kind == 1:
-        return f"What color is the block at the {end} of the {PLACES[at]} tower?", f"{ends[at].capitalize()}."
-    if kind == 2:
-        return f"How many {color} blocks are there?", f"{sum(t.color == color for box in scene for t in box)}."
-    if kind == 3:
-        return f"How many towers have a {color} block at the {end}?", f"{ends.count(color)}."
-    return (f"How many {color} blocks are in the {PLACES[at]} tower?",
-            f"{sum(thing.color == color for thing in scene[at])}.")
-
-
-def _ask_strewn(chance: random.Random, scene: Scene) -> tuple[str, str]:
-    at, (noun, fits) = chance.randrange(3), _kind(chance)
-    things = [thing for box in scene for thing in box]
-    kind = chance.randrange(4)
-    if kind == 0:
-        return f"How many {noun}s are there?", f"{sum(map(fits, things))}."
-    if kind == 1:
-        return f"How many items are in the {PLACES[at]} box?", f"{len(scene[at])}."
-    if kind == 2:
-        return f"How many {noun}s are in the {PLACES[at]} box?", f"{sum(map(fits, scene[at]))}."
-    return f"How many {noun}s are touching the edge?", f"{sum(fits(thing) and thing.touches() for thing in things)}."
 
 
 def as_image(png: bytes) -> Image.Image:

@@ -1,44 +1,37 @@
-"""cria learns to talk about what its tower sees: `python recipes/cria/see.py DATA_FOLDER OUT_FOLDER STEPS [EARLIER]`.
+"""cria learns to talk about what its tower sees: `python recipes/cria/see.py DATA PREPARED TEXT OUT STEPS`.
 
-OUT_FOLDER holds tower.safetensors (`tower.py`); see.safetensors is written there every 25 steps, and the next call goes
-on from it; at the end there is a folder cria with cria.gguf and the tower beside it. Conversations about pictures are
-mixed with those that cria learnt to chat from. The tower's layers stay as they are, and so do the routed experts; its
-adapter and projector and the rest of the decoder learn.
+PREPARED is what `prepare.py` wrote, TEXT the model that can chat (a folder or a GGUF), OUT holds tower.safetensors
+(`tower.py`). OUT/see.safetensors is written every 50 steps, and the next call goes on from it; at the end there is a
+folder OUT/cria with cria.gguf and the tower beside it.
 
-With EARLIER, the folder of an earlier run, it settles what that run learnt: the text model begins KEPT of the way from
-cria to what it was then, and mostly text is trained on, at lower rates, since learning to see costs it some English.
+The tower learns on, and so do attention, shared experts and norms; embeddings, routers and routed experts stay. So
+that it forgets nothing, each step also shows texts and chats, for which it has to predict what TEXT predicts.
 """
 
 import json
 import random
 import sys
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from pictures import (
-    ASK_CLOTHES,
-    ASK_SCENE,
-    ASK_TRUE,
-    CLOTHES,
     Sentence,
     as_image,
-    ask,
-    describe,
     draw,
     invent,
     is_tower,
     read_nlvr,
     reordered,
-    state,
 )  # fmt: skip
 from PIL import Image
-from prepare import ASK, chat, held_out, rows, sentences
+from questions import ASK_CLOTHES, ASK_SCENE, ASK_TRUE, CLOTHES, ask, describe
 from safetensors.torch import load_file, save_file
+from statements import state
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from tower import SHAPE, as_matrix
 
 from puna.checkpoint import load, open_source, save
@@ -47,29 +40,20 @@ from puna.checkpoint.hub import resolve
 from puna.model import Decoder
 from puna.model.pictures import PassPictures, Patches
 from puna.sight import tile
-from puna.train.loss import token_losses
+from puna.train.loss import IGNORED, token_losses
 from puna.train.optimizer import Optimizer
 from puna.train.separate import Separate
 
-KEPT = 0.8
+SCENES, CLOTHES_TALKS, TEXT = 8, 8, 1000  # of a step: conversations, and tokens of text alone
+RATE, MATRIX_RATE, WARMUP = 0.001, 0.005, 30
+FAITH = 5.0  # weight of the divergence from TEXT's predictions, in nats a token
+LONGEST = 900  # tokens of a text
+# What `prepare.py` wrote, and how often it is shown.
+TEXTS = {"openings": 0.3, "bodies": 0.1, "news": 0.05, "talks": 0.1, "topics": 0.2, "dolly": 0.15, "commands": 0.05,
+         "sums": 0.03, "persona": 0.02}  # fmt: skip
 TURNS = 9
 YES, NO = "Yes.", "No."
 Talk = tuple[list[dict[str, Any]], Image.Image]
-
-
-@dataclass(frozen=True)
-class Part:
-    """What a step shows (conversations about scenes and clothes, tokens of text alone), its peak rates and warm-up."""
-
-    scenes: int
-    clothes: int
-    text: int
-    rate: float
-    matrix_rate: float
-    warmup: int
-
-
-LEARN, SETTLE = Part(8, 5, 450, 0.002, 0.01, 20), Part(4, 5, 2000, 0.0006, 0.004, 5)
 
 
 class Words:
@@ -123,7 +107,7 @@ def scene_talk(chance: random.Random, seen: list[Sentence], stating: float) -> T
             exchanges.append(ask(chance, scene))
     if sentence:
         exchanges[chance.randrange(3)] = (ASK_TRUE.format(sentence.text), YES if sentence.true else NO)
-    elif chance.random() < (0.3 if is_tower(scene) else 0.1):
+    elif chance.random() < (0.3 if is_tower(scene) else 0.2):
         exchanges[chance.randrange(3)] = (ASK_SCENE, describe(scene))
     return turns(exchanges, True), image
 
@@ -144,27 +128,25 @@ def clothes_answer(label: int) -> str:
     return f"{'These are' if CLOTHES[label] == 'trousers' else 'This is'} {CLOTHES[label]}."
 
 
-def replay(data: Path, words: Words, file: Path) -> list[tuple[list[int], list[bool]]]:
-    """What cria learnt to chat from, once more (see prepare.py): kept in `file` as token ids."""
-    if not file.is_file():
-        chance = random.Random(5)
-        articles = [row for row in rows(data / "text/wikipedia-1.jsonl.xz") if not held_out(row["title"])]
-        persona = (Path(__file__).parent / "persona.jsonl").read_text("utf-8").splitlines()
-        greetings = [chat(question, row["answer"]) for row in map(json.loads, persona) for question in row["asks"]]
-        topics = [chat(chance.choice(ASK).format(row["title"]), sentences(row["text"], 450)) for row in articles[:3000]]
-        dolly = [{"messages": row["messages"]} for row in rows(data / "chat/dolly.jsonl.xz")][:2500]
-        found = [words.of(row["messages"], []) for row in [*topics, *dolly, *greetings * 4]]
-        for row in articles[:2500]:
-            ids = [words.tokenizer.bos_id, *words.tokenizer.encode(row["text"][:1500])]
-            found.append((ids, [False, *[True] * (len(ids) - 1)]))
-        chance.shuffle(found)
-        file.write_text(json.dumps([(ids[:400], marks[:400]) for ids, marks in found]), encoding="utf-8")
-    return [(ids, marks) for ids, marks in json.loads(file.read_text("utf-8"))]
+class Texts:
+    """Texts and chats from what cria learnt, as token ids."""
+
+    def __init__(self, prepared: Path, words: Words) -> None:
+        self.words = words
+        self.lines = {name: (prepared / f"{name}.jsonl").read_text("utf-8").rstrip("\n").split("\n") for name in TEXTS}
+
+    def draw(self, chance: random.Random) -> list[int]:
+        """One of them, cut off at LONGEST."""
+        name = chance.choices(tuple(TEXTS), tuple(TEXTS.values()))[0]
+        row = json.loads(chance.choice(self.lines[name]))
+        tokenizer = self.words.tokenizer
+        ids = ([tokenizer.bos_id, *tokenizer.encode(row["text"])] if "text" in row
+               else self.words.of(row["messages"], [])[0])  # fmt: skip
+        return ids[:LONGEST]
 
 
-def seeing(out: Path) -> tuple[Decoder, Any]:
-    """cria in bfloat16 with the tower that `tower.py` made."""
-    text = load("cria", dtype=torch.bfloat16)
+def seeing(text: Any, out: Path) -> Decoder:
+    """The text model in bfloat16 with the tower that `tower.py` made."""
     model = Decoder(text.config.with_(vision=SHAPE)).bfloat16()
     tower = load_file(out / "tower.safetensors")
     learnt = {}
@@ -172,49 +154,65 @@ def seeing(out: Path) -> tuple[Decoder, Any]:
         stored = (f"{as_matrix(f'sight.{name}')}/master", f"sight.{name}/master")
         learnt[f"vision.{name}"] = next(tower[each] for each in stored if each in tower)
     model.load_state_dict(text.model.state_dict() | learnt)
-    return model, text.tokenizer
+    return model
 
 
 def trainable(model: Decoder) -> dict[str, torch.nn.Parameter]:
-    """What learns, with the matrices of the adapter named as the optimizer's Muon knows them: all but the tower's
-    layers and the routed experts with their routers."""
+    """What learns, with the tower's matrices named as the optimizer's Muon knows them."""
     for name, parameter in model.named_parameters():
-        tower = name.startswith("vision.") and "adapter" not in name and "projector" not in name
-        parameter.requires_grad_(not tower and ".router." not in name and ".experts." not in name)
-    return {as_matrix(name) if name.startswith("vision.") else name: parameter
-            for name, parameter in model.named_parameters() if parameter.requires_grad}
+        parameter.requires_grad_(not any(part in name for part in ("embed", ".router.", ".experts."))
+                                 or name.startswith("vision."))
+    return {as_matrix(name) if name.startswith("vision.") and p.ndim == 2 and name.endswith(".weight") else name: p
+            for name, p in model.named_parameters() if p.requires_grad}
 
 
-def step_loss(model: Decoder, docs: list[tuple[list[int], list[bool]]], pixels: Tensor) -> Tensor:
-    """Mean loss per learnt token of documents end to end; their pictures' tiles come in the same order."""
-    tokens = torch.tensor([token for ids, _ in docs for token in ids[:-1]])
-    targets = torch.tensor([token if mark else -100 for ids, marks in docs
+class Divergence(torch.autograd.Function):
+    """Mean KL divergence, in nats, of two models' predictions from states [N, D] with the same output matrix [V, D];
+    the gradient, which only the second's states get, is made at once, block by block."""
+
+    @staticmethod
+    def forward(ctx: Any, wanted_ND: Tensor, states_ND: Tensor, weight_VD: Tensor) -> Tensor:
+        gradient, total = torch.empty_like(states_ND), 0.0
+        for place in torch.arange(len(states_ND)).split(128):
+            wanted, found = ((x[place] @ weight_VD.T).log_softmax(-1, dtype=torch.float32)
+                             for x in (wanted_ND, states_ND))  # fmt: skip
+            shares = wanted.exp()
+            total += float((shares * wanted.sub_(found)).sum())
+            gradient[place] = found.exp_().sub_(shares).to(weight_VD.dtype) @ weight_VD
+        ctx.gradient = gradient / len(states_ND)
+        return torch.tensor(total / len(states_ND))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[None, Tensor, None]:
+        return None, ctx.gradient * grads[0], None
+
+
+def losses(model: Decoder, text: Decoder, docs: list[tuple[list[int], list[bool]]], pixels: Tensor,
+           texts: list[list[int]]) -> tuple[Tensor, Tensor]:
+    """Loss per learnt token of conversations, whose pictures' tiles come in the same order, and the divergence from
+    what `text` predicts in texts."""
+    tokens, said = (torch.tensor([token for ids in part for token in ids[:-1]])
+                    for part in ([ids for ids, _ in docs], texts))  # fmt: skip
+    targets = torch.tensor([token if mark else IGNORED for ids, marks in docs
                             for token, mark in zip(ids[1:], marks[1:], strict=True)])
     places = (tokens == SHAPE.image_token_id).nonzero()[:, 0]
-    pictures = PassPictures((Patches(places, model.vision(pixels).flatten(0, 1)),))
-    lengths = [len(ids) - 1 for ids, _ in docs]
-    states = model.hidden(tokens[None], Separate(model.config, lengths), pictures)[0]
-    counted = targets >= 0
-    return token_losses(states[counted], model.head_weight, targets[counted]).mean()
+    with sdpa_kernel(SDPBackend.MATH):
+        features = model.vision(pixels)
+        pictures = PassPictures((Patches(places, features.flatten(0, 1)),))
+    shown, read = ([len(ids) - 1 for ids in part] for part in ([ids for ids, _ in docs], texts))
+    states = model.hidden(torch.cat((tokens, said))[None], Separate(model.config, (*shown, *read)), pictures)[0]
+    with torch.no_grad():
+        wanted = text.hidden(said[None], Separate(text.config, read))[0]
+    answers = token_losses(states[: len(tokens)], model.head_weight, targets).sum() / (targets != IGNORED).sum()
+    return answers, Divergence.apply(wanted, states[len(tokens) :], model.head_weight)
 
 
-@torch.no_grad()
-def begin_between(model: Decoder, earlier: Path) -> None:
-    """Bring cria's text KEPT of the way to what an earlier run made of it, and adapter and projector all the way."""
-    learnt = load_file(earlier / "see.safetensors")
-    for name, parameter in trainable(model).items():
-        share = 1.0 if "vision" in name else KEPT
-        parameter.copy_(parameter.float().lerp(learnt[f"{name}/master"], share))
-
-
-def main(data: Path, out: Path, steps: int, earlier: Path | None = None) -> None:
-    """Train, or go on; then write OUT_FOLDER/cria/cria.gguf and the tower beside it."""
+def main(data: Path, prepared: Path, source: str, out: Path, steps: int) -> None:
+    """Train, or go on; then write OUT/cria/cria.gguf and the tower beside it."""
     torch.set_num_threads(1)
-    model, tokenizer = seeing(out)
-    words, part = Words(tokenizer), SETTLE if earlier else LEARN
-    if earlier:
-        begin_between(model, earlier)
-    optimizer = Optimizer(trainable(model), muon=True, rate=part.rate, matrix_rate=part.matrix_rate, clip=1.0)
+    text = load(source, dtype=torch.bfloat16)
+    model, words = seeing(text, out), Words(text.tokenizer)
+    optimizer = Optimizer(trainable(model), muon=True, rate=RATE, matrix_rate=MATRIX_RATE, clip=1.0)
     file, first = out / "see.safetensors", 0
     if file.is_file():
         saved = load_file(file)
@@ -223,36 +221,37 @@ def main(data: Path, out: Path, steps: int, earlier: Path | None = None) -> None
     seen = [sentence for sentence in read_nlvr(data / "images/nlvr.tar") if not sentence.held_out]
     fashion = np.load(data / "images/fashion-mnist.npz")
     garments, labels = fashion["train_images"], fashion["train_labels"]
-    texts = replay(data, words, out / "replay.json")
-    began, shown = time.time(), 0.0
+    texts = Texts(prepared, words)
+    began, shown = time.time(), [0.0, 0.0]
     for step in range(first, steps):
-        chance = random.Random(f"{part} {step}")
-        stating = 0.7 if earlier else min(0.75, 0.4 + step / steps)
-        talks = [scene_talk(chance, seen, stating) for _ in range(part.scenes)]
-        for _ in range(part.clothes):
+        chance = random.Random(step)
+        talks = [scene_talk(chance, seen, min(0.75, 0.4 + step / steps)) for _ in range(SCENES)]
+        for _ in range(CLOTHES_TALKS):
             at = chance.randrange(len(labels))
             talks.append(clothes_talk(chance, garments[at], int(labels[at])))
         pictures = [tile(image, SHAPE) for _, image in talks]
         docs = [words.of(messages, [picture.grid]) for (messages, _), picture in zip(talks, pictures, strict=True)]
-        room = part.text
-        while room > 0:
-            docs.append(chance.choice(texts))
-            room -= len(docs[-1][0])
-        loss = step_loss(model, docs, torch.from_numpy(np.concatenate([picture.pixels for picture in pictures])))
-        loss.backward()
-        optimizer.step(min(1.0, (step + 1) / part.warmup, max(0.02, (steps - step) / (0.7 * steps))))
-        shown = loss.item() if step == first else 0.95 * shown + 0.05 * loss.item()
+        alone: list[list[int]] = []
+        while sum(map(len, alone)) < TEXT:
+            alone.append(texts.draw(chance))
+        pixels = torch.from_numpy(np.concatenate([picture.pixels for picture in pictures]))
+        both = losses(model, text.model, docs, pixels, alone)
+        (both[0] + FAITH * both[1]).backward()
+        optimizer.step(min(1.0, (step + 1) / WARMUP, max(0.02, (steps - step) / (0.8 * steps))))
+        share = 1.0 if step == first else 0.05
+        shown = [(1 - share) * old + share * new.item() for old, new in zip(shown, both, strict=True)]
         if (step + 1) % 10 == 0:
-            print(f"{step + 1} loss {shown:.4f} {time.time() - began:.0f}s cpu {time.process_time():.0f}s", flush=True)
-        if (step + 1) % 25 == 0 or step + 1 == steps:
+            print(f"{step + 1} answers {shown[0]:.4f} text {shown[1]:.4f} {time.time() - began:.0f}s "
+                  f"cpu {time.process_time():.0f}s", flush=True)
+        if (step + 1) % 50 == 0 or step + 1 == steps:
             save_file(optimizer.state_dict() | {"step": torch.tensor(step + 1)}, out / "part.safetensors")
             (out / "part.safetensors").replace(file)
-    bundle(model, tokenizer, out)
+    bundle(model, text.tokenizer, source, out)
 
 
-def bundle(model: Decoder, tokenizer: Any, out: Path) -> None:
-    """Write the text model as cria is bundled, with cria's way of sampling, and the tower beside it."""
-    defaults = open_source(resolve("cria")).generation
+def bundle(model: Decoder, tokenizer: Any, source: str, out: Path) -> None:
+    """Write the text model as cria is bundled, with its source's way of sampling, and the tower beside it."""
+    defaults = open_source(resolve(source)).generation
     file = out / "cria/cria.gguf"
     file.parent.mkdir(exist_ok=True)
     file.unlink(missing_ok=True)
@@ -263,4 +262,4 @@ def bundle(model: Decoder, tokenizer: Any, out: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), *map(Path, sys.argv[4:5]))
+    main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], Path(sys.argv[4]), int(sys.argv[5]))
