@@ -6,7 +6,6 @@ from puna.guard.code import strings
 from puna.guard.code.budget import Budget
 from puna.guard.code.guards import tested
 from puna.guard.code.knowledge import Knowledge
-from puna.guard.code.pattern import last_name
 from puna.guard.code.scope import Env, Listener, Scope
 from puna.guard.code.value import MAX_PATHS, UNKNOWN, Atom, Value, cleaned, compose, constant, either, join_atoms
 from puna.guard.code.view import Node
@@ -230,16 +229,13 @@ class Expressions(ABC):
 
     def sourced(self, value: Value) -> Value:
         """Labelled as a source of input, where one of its paths is one."""
-        if not self.known.source_names.isdisjoint(map(last_name, value.paths)):
-            for label, patterns in self.known.sources.items():
-                if not patterns.match(value.paths):
-                    continue
-                at = value.node.start if value.node is not None else 0
-                value.atoms = (
-                    Atom(label, value.paths[0][:80], at),
-                    *[a for a in value.atoms if a.label not in ("unknown", label)],
-                )
-                break
+        label = self.known.about(value.paths).label
+        if label:
+            at = value.node.start if value.node is not None else 0
+            value.atoms = (
+                Atom(label, value.paths[0][:80], at),
+                *[a for a in value.atoms if a.label not in ("unknown", label)],
+            )
         return value
 
 

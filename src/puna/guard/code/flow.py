@@ -213,8 +213,9 @@ class Flow(Expressions):
             assert base.base is not None
             receiver = self.evaluate(base.base, env, scope)
             stored = env.get(base.path())
-            paths = tuple(f"{p}.{base.name}" for p in receiver.paths if len(p) < 160) or (f"?.{base.name}",)
-            paths = tuple(dict.fromkeys((*paths, *(stored.paths if stored is not None else ()))))[:MAX_PATHS]
+            paths = tuple([f"{p}.{base.name}" for p in receiver.paths if len(p) < 160]) or (f"?.{base.name}",)
+            if stored is not None:
+                paths = tuple(dict.fromkeys((*paths, *stored.paths)))[:MAX_PATHS]
         elif base is not None and base.kind == "name":
             bound = env.get(base.name)
             paths = bound.paths if bound is not None and bound.paths else (base.name,)
@@ -225,9 +226,10 @@ class Flow(Expressions):
         keys = node.keys or [None] * len(args)
         call = Call(node, paths, receiver, args, keys, scope, used)
         self.listener.call(call)
-        for key, arg in zip(keys, args, strict=False):
-            if key is not None:
-                self.listener.pair(node, key, arg, scope)
+        if node.keys:
+            for key, arg in zip(keys, args, strict=False):
+                if key is not None:
+                    self.listener.pair(node, key, arg, scope)
         for child in node.body:
             self.evaluate(child, env, scope)
         return self.sourced(self.returned(call, env, scope))

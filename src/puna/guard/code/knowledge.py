@@ -1,7 +1,7 @@
 """What is known of each language's libraries, from `libraries/*.yaml`: where input comes from, what makes it safe,
 what composes text."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from importlib.resources import files
 from typing import Any
@@ -29,6 +29,20 @@ class Write:
     label: str
 
 
+@dataclass(frozen=True, slots=True)
+class About:
+    """What is known of something that has several paths: the label of the source of input that it is (or ""), the
+    purposes that it makes its arguments safe for, which of them is a format (or None), what it writes into them."""
+
+    label: str
+    purposes: tuple[str, ...]
+    format: int | None
+    writers: tuple[Write, ...]
+
+
+MAX_SEEN = 8192  # answers that are remembered
+
+
 @dataclass(frozen=True)
 class Knowledge:
     """One language's. `sources` label -> patterns of paths; `cleaners` purpose -> patterns of calls; `formatters`
@@ -44,7 +58,20 @@ class Knowledge:
     input_types: Patterns
     handler_marks: Patterns
     handler_classes: Patterns
-    source_names: frozenset[str]  # the last segments of all source patterns
+    seen: dict[tuple[str, ...], About] = field(default_factory=dict)
+
+    def about(self, paths: tuple[str, ...]) -> About:
+        found = self.seen.get(paths)
+        if found is None:
+            if len(self.seen) >= MAX_SEEN:
+                self.seen.clear()
+            found = self.seen[paths] = About(
+                next((label for label, patterns in self.sources.items() if patterns.match(paths)), ""),
+                tuple(purpose for purpose, patterns in self.cleaners.items() if patterns.match(paths)),
+                next((index for index, patterns in self.formatters.items() if patterns.match(paths)), None),
+                tuple(writer for writer in self.writers if writer.patterns.match(paths)),
+            )
+        return found
 
 
 def parse(text: str, where: str) -> Knowledge:
@@ -60,9 +87,6 @@ def parse(text: str, where: str) -> Knowledge:
         for w in data.get("writers", [])
     )
     sources = {label: Patterns(patterns) for label, patterns in data.get("sources", {}).items()}
-    loose = next((label for label, patterns in sources.items() if patterns.loose), None)
-    if loose is not None:
-        raise PunaError(f"{where}: a pattern of source {loose!r} ends in a part with *, which is asked too often.")
     return Knowledge(
         sources,
         {purpose: Patterns(patterns) for purpose, patterns in data.get("cleaners", {}).items()},
@@ -72,7 +96,6 @@ def parse(text: str, where: str) -> Knowledge:
         Patterns(data.get("input_types", [])),
         Patterns(data.get("handler_marks", [])),
         Patterns(data.get("handler_classes", [])),
-        frozenset(name for patterns in sources.values() for name in patterns.exact),
     )
 
 

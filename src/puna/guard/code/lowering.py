@@ -28,8 +28,23 @@ class Lowering:
     def text(self, syntax: Syntax | None) -> str:
         return "" if syntax is None else self.source[syntax.start_byte : syntax.end_byte].decode("utf-8", "replace")
 
-    def node(self, kind: str, syntax: Syntax, **attributes: Any) -> Node:
-        made = Node(kind, syntax.start_byte + self.shift, syntax.end_byte + self.shift, syntax.type, **attributes)
+    def node(
+        self,
+        kind: str,
+        syntax: Syntax,
+        name: str = "",
+        base: Node | None = None,
+        args: list[Node] | None = None,
+        keys: list[str | None] | None = None,
+        body: list[Node] | None = None,
+        orelse: list[Node] | None = None,
+        marks: list[Node] | None = None,
+        type: str = "",
+        value: Any = None,
+        new: bool = False,
+    ) -> Node:
+        start, end = syntax.start_byte + self.shift, syntax.end_byte + self.shift
+        made = Node(kind, start, end, syntax.type, name, base, args, keys, body, orelse, marks, type, value, new)
         if kind == "function":
             self.functions.append(made)
         return made
@@ -42,15 +57,14 @@ class Lowering:
         self.steps += 1
         if not self.steps % 500:
             self.budget.check()
-        if self.depth >= MAX_DEPTH and self.budget.deep is None and syntax.named_child_count:
-            self.budget.deep = syntax.start_byte + self.shift
         if self.depth >= MAX_DEPTH or self.budget.spent:
+            if self.depth >= MAX_DEPTH and self.budget.deep is None and syntax.named_child_count:
+                self.budget.deep = syntax.start_byte + self.shift
             return self.node("other", syntax)
         self.depth += 1
-        try:
-            return handler(self, syntax)
-        finally:
-            self.depth -= 1
+        made = handler(self, syntax)
+        self.depth -= 1
+        return made
 
     def expression(self, syntax: Syntax | None, beside: Syntax) -> Node:
         """As `lower`, but an empty `other` node in place of None."""

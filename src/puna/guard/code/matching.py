@@ -16,6 +16,7 @@ from puna.guard.code.view import Node
 Entry = tuple[Rule, Alternative]
 _NO_ENTRIES: list[Entry] = []
 MAX_FILE_TEXT = 400_000  # bytes that conditions on the file look at
+MAX_SEEN = 8192  # answers that an index remembers
 MAX_WRITTEN = 100  # matches of one rule in the source as written
 
 
@@ -24,6 +25,7 @@ class RuleIndex:
 
     def __init__(self, rules: tuple[Rule, ...]) -> None:
         self.named: dict[str, dict[str, list[Entry]]] = {"call": {}, "assign": {}}
+        self.seen: dict[str, dict[tuple[str, ...], list[Entry]]] = {"call": {}, "assign": {}}
         self.loose: dict[str, list[Entry]] = {}
         for rule in rules:
             for alternative in rule.alternatives:
@@ -35,13 +37,18 @@ class RuleIndex:
                     self.loose.setdefault(alternative.kind, []).append((rule, alternative))
 
     def at(self, kind: str, paths: tuple[str, ...]) -> list[Entry]:
-        """The entries whose patterns may match one of the paths."""
-        table = self.named[kind]
-        loose = self.loose.get(kind, _NO_ENTRIES)
-        found: list[Entry] = []
-        for name in {last_name(path) for path in paths}:
-            found.extend(table.get(name, _NO_ENTRIES))
-        return found + loose if loose else found
+        """The entries whose patterns match one of the paths."""
+        seen = self.seen[kind]
+        found = seen.get(paths)
+        if found is None:
+            if len(seen) >= MAX_SEEN:
+                seen.clear()
+            table = self.named[kind]
+            maybe = [entry for name in {last_name(path) for path in paths} for entry in table.get(name, _NO_ENTRIES)]
+            maybe += self.loose.get(kind, _NO_ENTRIES)
+            found = [entry for entry in maybe if entry[1].patterns is not None and entry[1].patterns.match(paths)]
+            seen[paths] = found
+        return found
 
 
 class Matcher(Listener):
@@ -64,20 +71,14 @@ class Matcher(Listener):
 
     def call(self, call: Call) -> None:
         for rule, alternative in self.index.at("call", call.paths):
-            assert alternative.patterns is not None
-            if (
-                alternative.patterns.match(call.paths)
-                and self.shaped(alternative, call)
-                and self.placed(alternative, call.scope)
-            ):
+            if self.shaped(alternative, call) and self.placed(alternative, call.scope):
                 held = _call_tests(alternative, call)
                 if held:
                     self.add(rule, call.node, held)
 
     def assign(self, node: Node, target: Value, value: Value, scope: Scope) -> None:
         for rule, alternative in self.index.at("assign", target.paths):
-            if alternative.patterns is not None and alternative.patterns.match(target.paths):
-                self.consider(rule, alternative, node, {"value": value, "target": target}, scope)
+            self.consider(rule, alternative, node, {"value": value, "target": target}, scope)
 
     def pair(self, node: Node, key: str, value: Value, scope: Scope) -> None:
         for rule, alternative in self.index.loose.get("key", _NO_ENTRIES):
@@ -98,8 +99,9 @@ class Matcher(Listener):
                         break
 
     def text(self, node: Node, value: Value, scope: Scope) -> None:
+        values = {"value": value}
         for rule, alternative in self.index.loose.get("text", _NO_ENTRIES):
-            self.consider(rule, alternative, node, {"value": value}, scope)
+            self.consider(rule, alternative, node, values, scope)
 
     def result(self, node: Node, value: Value, scope: Scope) -> None:
         for rule, alternative in self.index.loose.get("return", _NO_ENTRIES):

@@ -8,7 +8,7 @@ from puna.guard.code.view import Node
 Env = dict[str, Value]
 
 
-@dataclass
+@dataclass(slots=True)
 class Scope:
     """The function (or module, or class body) in which something happens."""
 
@@ -34,7 +34,7 @@ class Scope:
         return self._calls
 
 
-@dataclass
+@dataclass(slots=True)
 class Call:
     """A call as rules see it."""
 

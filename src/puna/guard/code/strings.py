@@ -1,6 +1,7 @@
 """How text is composed: operators, formatters, methods that append, functions that write into their arguments."""
 
 import re
+from collections.abc import Sequence
 
 from puna.guard.code.knowledge import Knowledge
 from puna.guard.code.value import MAX_PATHS, UNKNOWN, Atom, Value, cleaned, compose, constant, join_atoms
@@ -132,20 +133,18 @@ def composed(known: Knowledge, call) -> Value | None:  # type: ignore[no-untyped
     other calls."""
     node, receiver, args = call.node, call.receiver, call.args
     name = node.base.name if node.base is not None else ""
-    for position, patterns in known.formatters.items():
-        if patterns.match(call.paths):
-            if position >= len(args):
-                break
-            template = args[position]
-            rest, keys = args[position + 1 :], call.keys[position + 1 :]
-            if not is_text(template):
-                return Value(atoms=join_atoms(args), node=node, built=False)
-            text = template.text or ""
-            return (
-                braces(template, rest, keys, node)
-                if "{" in text
-                else percent(template, rest, Value(atoms=join_atoms(rest)), node)
-            )
+    position = known.about(call.paths).format
+    if position is not None and position < len(args):
+        template = args[position]
+        rest, keys = args[position + 1 :], call.keys[position + 1 :]
+        if not is_text(template):
+            return Value(atoms=join_atoms(args), node=node, built=False)
+        text = template.text or ""
+        return (
+            braces(template, rest, keys, node)
+            if "{" in text
+            else percent(template, rest, Value(atoms=join_atoms(rest)), node)
+        )
     if receiver is None or node.base is None or node.base.kind != "member":
         return None
     if name == "format" and is_text(receiver):
@@ -180,7 +179,7 @@ def ends(node: Node) -> bool:
     return holder is None or holder.path() in ("sys", "os", "flask", "process", "bottle", "std")
 
 
-def cleans(known: Knowledge, call) -> list[str]:  # type: ignore[no-untyped-def]
+def cleans(known: Knowledge, call) -> Sequence[str]:  # type: ignore[no-untyped-def]
     """The purposes that a call makes its arguments safe for: a cleaner itself, `map(cleaner, values)`, the removal of
     all but letters and digits, the text of a number."""
     paths, args = call.paths, call.args
@@ -191,7 +190,7 @@ def cleans(known: Knowledge, call) -> list[str]:  # type: ignore[no-untyped-def]
         return ["all"] if _ONLY.fullmatch(args[0].const) else []
     elif name in ("str", "unicode") and len(args) == 1 and call.receiver is None and not args[0].atoms:
         return ["all"]
-    return [purpose for purpose, patterns in known.cleaners.items() if patterns.match(paths)]
+    return known.about(paths).purposes
 
 
 def write(known: Knowledge, call, env: dict[str, Value]) -> None:  # type: ignore[no-untyped-def]
@@ -224,8 +223,8 @@ def write(known: Knowledge, call, env: dict[str, Value]) -> None:  # type: ignor
                 None,
                 before.node,
             )
-    for writer in known.writers:
-        if writer.to < len(args) and writer.patterns.match(call.paths):
+    for writer in known.about(call.paths).writers:
+        if writer.to < len(args):
             target = node.args[writer.to]
             while target.kind in ("unary", "cast", "index") and (target.args or target.base):
                 target = target.base if target.kind == "index" and target.base is not None else target.args[0]

@@ -1,7 +1,7 @@
 """What the flow analysis knows of an expression."""
 
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 from puna.guard.code.view import Node
 
@@ -18,8 +18,7 @@ MAX_ATOMS = 8
 MAX_TEXT = 4000
 
 
-@dataclass(frozen=True)
-class Atom:
+class Atom(NamedTuple):
     """One thing that isn't constant and went into a value.
 
     `label` says where it comes from (a label of `libraries/`, or `parameter`, `unknown`), `clean` which purposes it
@@ -34,7 +33,7 @@ class Atom:
     parameter: int = -1
 
     def cleaned(self, purpose: str) -> "Atom":
-        return replace(self, clean=self.clean | {purpose})
+        return self._replace(clean=self.clean | {purpose})
 
 
 @dataclass(slots=True)

@@ -50,6 +50,7 @@ class Node:
         "new",
         "orelse",
         "raw",
+        "spelt",
         "start",
         "type",
         "value",
@@ -61,7 +62,6 @@ class Node:
         start: int,
         end: int,
         raw: str,
-        *,
         name: str = "",
         base: "Node | None" = None,
         args: "list[Node] | None" = None,
@@ -87,6 +87,7 @@ class Node:
         self.type = type
         self.value = value
         self.new = new
+        self.spelt: str | None = None  # what `path` gave
 
     def __repr__(self) -> str:
         return (
@@ -95,6 +96,12 @@ class Node:
 
     def path(self) -> str:
         """`a.b().c[]` for a chain of names, members, calls and indexes; "" where it starts with anything else."""
+        found = self.spelt
+        if found is None:
+            found = self.spelt = self._spell()
+        return found
+
+    def _spell(self) -> str:
         parts: list[str] = []
         node: Node | None = self
         while node is not None:
