@@ -8,8 +8,8 @@
 //   INT8     [P][K/4][16][4] uint8, value + 128
 //   INT4     [P][K/8][16][4] uint8, low nibble k..k+3, high nibble k+4..k+7, value + 8
 //   FLOAT8   [P][K][16] e4m3
-// Scales are [P][K/group][16]. Integer kinds with `exact` 0 take activations as int8, one scale a row and group (as
-// llama.cpp does): sums within a group are integers, hence exact. With `exact` 1, and for FLOAT8, a panel is widened to
+// Scales are [P][K/group][16]. Integer kinds with `exact` 0 take activations as int8, one scale a row and span, a span
+// being some groups: sums within a group are integers, hence exact. With `exact` 1, and for FLOAT8, a panel is widened to
 // float32 a piece at a time and activations are float32.
 
 enum { FLOAT32, BFLOAT16, INT8, INT4, FLOAT8 };
@@ -21,14 +21,22 @@ typedef struct {
     const char *panels, *scales;
 } Weight;
 
-typedef struct {  // rows ready for a kind: int8 with a scale and a sum a group, or float32, or bfloat16
+typedef struct {  // rows ready for a kind: int8 with a scale a span and what a group's sum begins with, or float32, or bfloat16
     const char *values;
     const float *scales;
-    const int32_t *sums;
+    const int32_t *begins;
 } Rows;
 
-enum { AHEAD = 6144 };  // bytes that a single row's loads are fetched ahead
+enum { AHEAD = 4096 };  // bytes that a single row's loads are fetched ahead
+enum { SPAN = 128 };    // inputs of a row that share a scale, at most, unless a group of weights is larger
 #define EACH(i, count) _Pragma("GCC unroll 16") for (int i = 0; i < count; i++)
+
+// Inputs of a row that share a scale: as many whole groups as fit into SPAN and divide the row.
+static long span_of(const Weight *w) {
+    for (long span = SPAN / w->group * w->group; span > w->group; span -= w->group)
+        if (w->inputs % span == 0) return span;
+    return w->group;
+}
 
 INLINE v16f load_scales(const char *scales, int kind, long at) {
     if (kind == SCALE_FLOAT16) return load_f16((const uint16_t *)scales + at * 16);
@@ -80,44 +88,54 @@ INLINE void store_panel(void *out, long n, long outputs, v16f x, int bf16) {
             EACH(n, NR) vstore(acc + (m * NR + n) * 16, sum[m][n]);                                                   \
     }
 
-// One group of k after another: integers within a group, exact in any order, then one fused multiply-add into the
-// float32 sums. A single row is bound by memory: it reads panel after panel as one stream, fetched ahead. Several rows
-// work on one group of panels while the next one is fetched.
+// One group of k after another: integers within a group, exact in any order, times the weights' scale into a span's
+// float32 sum, and that times the activations' scale into the total. A single row is bound by memory: it reads panel after
+// panel as one stream, fetched ahead past the caches that later rows would want. Several rows work on one group of panels
+// while the next one is fetched.
 #define INT_TILE(MR, NR, BITS)                                                                                        \
     static void NAME(int##BITS##_##MR##x##NR)(const Weight *w, const Rows *x, long row, long panel, float *acc) {     \
-        long groups = w->inputs / w->group, panel_bytes = w->inputs * 2 * BITS;                                       \
+        long groups = w->inputs / w->group, panel_bytes = w->inputs * 2 * BITS, span = span_of(w);                    \
         const int8_t *values = (const int8_t *)x->values + row * w->inputs;                                           \
         const char *weights = w->panels + panel * panel_bytes;                                                        \
         v16f total[MR][NR];                                                                                           \
         EACH(m, MR) EACH(n, NR) total[m][n] = vzero();                                                                \
-        for (long g = 0; g < groups; g++) {                                                                           \
-            v16i sum[MR][NR], other = iset(0);                                                                        \
-            EACH(m, MR) EACH(n, NR) sum[m][n] = iset(-(BITS == 4 ? 8 : 128) * x->sums[(row + m) * groups + g]);       \
-            for (long k = g * w->group; k < (g + 1) * w->group; k += 8) {                                             \
-                v16i first[NR], second[NR];                                                                           \
-                EACH(n, NR) {                                                                                         \
-                    const char *at = weights + n * panel_bytes + k * 2 * BITS;                                        \
-                    if (MR == 1) prefetch(at + AHEAD);                                                                \
-                    else prefetch_far(at + NR * panel_bytes);                                                         \
-                    if (MR == 1 && BITS == 8) prefetch(at + 64 + AHEAD);                                              \
-                    if (MR > 1 && BITS == 8) prefetch_far(at + 64 + NR * panel_bytes);                                \
-                    first[n] = iload(at), second[n] = BITS == 4 ? high_nibbles(first[n]) : iload(at + 64);            \
-                    if (BITS == 4) first[n] = low_nibbles(first[n]);                                                  \
-                }                                                                                                     \
+        for (long s = 0, g = 0; s < w->inputs / span; s++) {                                                          \
+            v16f part[MR][NR];                                                                                        \
+            EACH(m, MR) EACH(n, NR) part[m][n] = vzero();                                                             \
+            for (; g * w->group < (s + 1) * span; g++) {                                                              \
+                v16i sum[MR][NR], other = iset(0);                                                                    \
                 EACH(m, MR) {                                                                                         \
-                    v16i a = ibroadcast(values + m * w->inputs + k), b = ibroadcast(values + m * w->inputs + k + 4);  \
-                    if (MR * NR == 1) sum[0][0] = dot4(sum[0][0], first[0], a), other = dot4(other, second[0], b);    \
-                    else EACH(n, NR) sum[m][n] = dot4(dot4(sum[m][n], first[n], a), second[n], b);                    \
+                    v16i begin = ibroadcast(x->begins + (row + m) * groups + g);                                      \
+                    EACH(n, NR) sum[m][n] = begin;                                                                    \
+                }                                                                                                     \
+                for (long k = g * w->group; k < (g + 1) * w->group; k += 8) {                                         \
+                    v16i first[NR], second[NR];                                                                       \
+                    EACH(n, NR) {                                                                                     \
+                        const char *at = weights + n * panel_bytes + k * 2 * BITS;                                    \
+                        if (MR == 1) prefetch_once(at + AHEAD);                                                       \
+                        else prefetch_far(at + NR * panel_bytes);                                                     \
+                        if (MR == 1 && BITS == 8) prefetch_once(at + 64 + AHEAD);                                     \
+                        if (MR > 1 && BITS == 8) prefetch_far(at + 64 + NR * panel_bytes);                            \
+                        first[n] = iload(at), second[n] = BITS == 4 ? high_nibbles(first[n]) : iload(at + 64);        \
+                        if (BITS == 4) first[n] = low_nibbles(first[n]);                                              \
+                    }                                                                                                 \
+                    EACH(m, MR) {                                                                                     \
+                        v16i a = ibroadcast(values + m * w->inputs + k), b = ibroadcast(values + m * w->inputs + k + 4);\
+                        if (MR * NR == 1) sum[0][0] = dot4(sum[0][0], first[0], a), other = dot4(other, second[0], b);\
+                        else EACH(n, NR) sum[m][n] = dot4(sum[m][n], first[n], a);                                    \
+                        if (MR * NR > 1) EACH(n, NR) sum[m][n] = dot4(sum[m][n], second[n], b);                       \
+                    }                                                                                                 \
+                }                                                                                                     \
+                if (MR * NR == 1) sum[0][0] = iadd(sum[0][0], other);                                                 \
+                EACH(n, NR) {                                                                                         \
+                    v16f scale = load_scales(w->scales, w->scale_kind, (panel + n) * groups + g);                     \
+                    if (MR == 1) prefetch_once(w->scales + ((panel + n) * groups + g) * 32 + 1024);                   \
+                    EACH(m, MR) part[m][n] = vfma(to_float(sum[m][n]), scale, part[m][n]);                            \
                 }                                                                                                     \
             }                                                                                                         \
-            if (MR * NR == 1) sum[0][0] = iadd(sum[0][0], other);                                                     \
-            EACH(n, NR) {                                                                                             \
-                v16f scale = load_scales(w->scales, w->scale_kind, (panel + n) * groups + g);                         \
-                if (MR == 1) prefetch(w->scales + ((panel + n) * groups + g) * 32 + 1024);                            \
-                EACH(m, MR) {                                                                                         \
-                    v16f both = vmul(scale, vset(x->scales[(row + m) * groups + g]));                                 \
-                    total[m][n] = vfma(to_float(sum[m][n]), both, total[m][n]);                                       \
-                }                                                                                                     \
+            EACH(m, MR) {                                                                                             \
+                v16f scale = vset(x->scales[(row + m) * (w->inputs / span) + s]);                                     \
+                EACH(n, NR) total[m][n] = vfma(part[m][n], scale, total[m][n]);                                       \
             }                                                                                                         \
         }                                                                                                             \
         EACH(m, MR) EACH(n, NR) vstore(acc + (m * NR + n) * 16, total[m][n]);                                         \
@@ -215,38 +233,44 @@ static void NAME(panel_group)(const Weight *w, const Rows *x, long rows, long pa
     }
 }
 
-// One row to int8, a scale a group: the largest magnitude becomes 127.
-static void quantize_row(const void *x, int bf16, long width, const Weight *w, int8_t *values, float *scales, int32_t *sums) {
-    for (long g = 0; g < w->inputs / w->group; g++) {
+// One row to int8, a scale a span: the largest magnitude becomes 127. The weights are stored from zero up, so a group's sum
+// begins with what their zero contributes.
+static void quantize_row(const void *x, int bf16, long width, const Weight *w, int8_t *values, float *scales, int32_t *begins) {
+    long span = span_of(w);
+    int32_t zero = w->kind == INT4 ? 8 : 128;
+    for (long s = 0; s < w->inputs / span; s++) {
         v16f most = vzero();
-        for (long k = g * w->group; k < (g + 1) * w->group; k += 16) {
+        for (long k = s * span; k < (s + 1) * span; k += 16) {
             if (k >= width) break;
             most = vmax(most, vabs(k + 16 <= width ? load_any(x, k, bf16) : load_tail(x, k, width, bf16)));
         }
         float largest = vmaximum(most), inverse = largest > 0 ? 127.0f / largest : 0;
-        scales[g] = largest / 127.0f;
-        int32_t sum = 0;
-        for (long k = g * w->group; k < (g + 1) * w->group; k += 16) {
-            v16f v = k + 16 <= width ? load_any(x, k, bf16) : k < width ? load_tail(x, k, width, bf16) : vzero();
-            store_i8(values + k, to_int(vmul(v, vset(inverse))));
-            for (int i = 0; i < 16; i++) sum += values[k + i];
+        scales[s] = largest / 127.0f;
+        for (long g = s * span; g < (s + 1) * span; g += w->group) {
+            v16i sum = iset(0);
+            for (long k = g; k < g + w->group; k += 16) {
+                v16f v = k + 16 <= width ? load_any(x, k, bf16) : k < width ? load_tail(x, k, width, bf16) : vzero();
+                v16i rounded = to_int(vmul(v, vset(inverse)));
+                store_i8(values + k, rounded);
+                sum = iadd(sum, rounded);
+            }
+            begins[g / w->group] = -zero * isum(sum);
         }
-        sums[g] = sum;
     }
 }
 
 // Rows [rows, width] of the stream's dtype in the form that the weight's kind takes, in `scratch` where they must change.
 static Rows prepare(const Weight *w, const char *x, int bf16, long rows, long width, char *scratch, int threads) {
     Rows ready = {x, NULL, NULL};
-    long groups = w->inputs / w->group, size = bf16 ? 2 : 4;
+    long groups = w->inputs / w->group, spans = w->inputs / span_of(w), size = bf16 ? 2 : 4;
     if (!w->exact && (w->kind == INT8 || w->kind == INT4)) {
         float *scales = (float *)scratch;
-        int32_t *sums = (int32_t *)(scales + rows * groups);
-        int8_t *values = (int8_t *)(sums + rows * groups);
+        int32_t *begins = (int32_t *)(scales + rows * spans);
+        int8_t *values = (int8_t *)(begins + rows * groups);
 #pragma omp parallel for num_threads(threads) schedule(static) if (rows > 4)
         for (long r = 0; r < rows; r++)
-            quantize_row(x + r * width * size, bf16, width, w, values + r * w->inputs, scales + r * groups, sums + r * groups);
-        return (Rows){(char *)values, scales, sums};
+            quantize_row(x + r * width * size, bf16, width, w, values + r * w->inputs, scales + r * spans, begins + r * groups);
+        return (Rows){(char *)values, scales, begins};
     }
     int wanted = w->kind == BFLOAT16 ? 2 : 4;
     if (wanted == size && width == w->inputs) return ready;
@@ -269,7 +293,7 @@ static Rows prepare(const Weight *w, const char *x, int bf16, long rows, long wi
 // scratch: rows * (inputs * 4 + inputs / group * 8) bytes.
 void NAME(linear)(const Weight *w, const void *x, void *out, long rows, long width, int bf16, char *scratch, int threads) {
     Rows ready = prepare(w, x, bf16, rows, width, scratch, threads);
-    long panels = (w->outputs + 15) / 16, groups = w->inputs / w->group;
+    long panels = (w->outputs + 15) / 16, groups = w->inputs / w->group, spans = w->inputs / span_of(w);
     int value_size = w->kind == BFLOAT16 ? 2 : w->exact || w->kind == FLOAT32 ? 4 : 1, size = bf16 ? 2 : 4;
     int integers = w->kind >= INT8 && !w->exact, wide = rows == 1 && integers ? 1 : rows < 10 ? 4 : 2;
     long work = rows * w->outputs * w->inputs;
@@ -280,7 +304,7 @@ void NAME(linear)(const Weight *w, const void *x, void *out, long rows, long wid
         float acc[MOST_ROWS * 2 * 16];
         for (long block = 0; block < rows; block += MOST_ROWS) {
             long some = rows - block < MOST_ROWS ? rows - block : MOST_ROWS;
-            Rows here = {ready.values + block * w->inputs * value_size, ready.scales + block * groups, ready.sums + block * groups};
+            Rows here = {ready.values + block * w->inputs * value_size, ready.scales + block * spans, ready.begins + block * groups};
             for (long panel = first; panel < last;) {
                 int nr = last - panel >= wide ? wide : 1;
                 NAME(panel_group)(w, &here, some, panel, nr, acc);

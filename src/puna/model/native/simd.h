@@ -32,15 +32,22 @@ INLINE v16i iload(const void *p) { return _mm512_loadu_si512(p); }
 INLINE v16i iadd(v16i a, v16i b) { return _mm512_add_epi32(a, b); }
 INLINE v16i low_nibbles(v16i x) { return _mm512_and_si512(x, _mm512_set1_epi8(15)); }
 INLINE v16i high_nibbles(v16i x) { return _mm512_and_si512(_mm512_srli_epi16(x, 4), _mm512_set1_epi8(15)); }
+INLINE int isum(v16i x) { return _mm512_reduce_add_epi32(x); }
 INLINE v16f to_float(v16i x) { return _mm512_cvtepi32_ps(x); }
 INLINE v16i to_int(v16f x) { return _mm512_cvtps_epi32(x); }  // nearest, ties to even
 INLINE v16f exponent2(v16i n) {  // 2^n for normal results
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_add_epi32(n, _mm512_set1_epi32(127)), 23));
 }
 // sum over four bytes: lane += u[0] * s[0] + ... + u[3] * s[3], u unsigned, s signed; exact
-INLINE v16i dot4(v16i sum, v16i u, v16i s) { return _mm512_dpbusd_epi32(sum, u, s); }
+INLINE v16i dot4(v16i sum, v16i u, v16i s) {  // not the intrinsic: gcc 12 moves each sum to another register and back
+    __asm__("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(u), "v"(s));
+    return sum;
+}
 // lane += a[0] * b[0] + a[1] * b[1] of bfloat16 pairs
-INLINE v16f dot2(v16f sum, v16i a, v16i b) { return _mm512_dpbf16_ps(sum, (__m512bh)a, (__m512bh)b); }
+INLINE v16f dot2(v16f sum, v16i a, v16i b) {
+    __asm__("vdpbf16ps %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b));
+    return sum;
+}
 INLINE v16f load_bf16(const uint16_t *p) {
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)p)), 16));
 }
@@ -103,6 +110,12 @@ INLINE v16i iadd(v16i a, v16i b) { return (v16i){_mm256_add_epi32(a.l, b.l), _mm
 INLINE __m256i nib8(__m256i x) { return _mm256_and_si256(x, _mm256_set1_epi8(15)); }
 INLINE v16i low_nibbles(v16i x) { return (v16i){nib8(x.l), nib8(x.h)}; }
 INLINE v16i high_nibbles(v16i x) { return (v16i){nib8(_mm256_srli_epi16(x.l, 4)), nib8(_mm256_srli_epi16(x.h, 4))}; }
+INLINE int isum(v16i x) {
+    int32_t lanes[8], sum = 0;
+    _mm256_storeu_si256((__m256i *)lanes, _mm256_add_epi32(x.l, x.h));
+    for (int i = 0; i < 8; i++) sum += lanes[i];
+    return sum;
+}
 INLINE v16f to_float(v16i x) { return (v16f){_mm256_cvtepi32_ps(x.l), _mm256_cvtepi32_ps(x.h)}; }
 INLINE v16i to_int(v16f x) { return (v16i){_mm256_cvtps_epi32(x.l), _mm256_cvtps_epi32(x.h)}; }
 INLINE __m256 exp2_8(__m256i n) {
@@ -167,6 +180,8 @@ INLINE void store_bf16(uint16_t *p, v16f x) {
 INLINE void prefetch(const void *p) { _mm_prefetch((const char *)p, _MM_HINT_T0); }
 
 INLINE void prefetch_far(const void *p) { _mm_prefetch((const char *)p, _MM_HINT_T1); }  // into the second cache
+
+INLINE void prefetch_once(const void *p) { _mm_prefetch((const char *)p, _MM_HINT_NTA); }  // will not be wanted again
 
 INLINE v16i ibroadcast(const void *p) {  // four bytes in every lane
     int32_t x;
