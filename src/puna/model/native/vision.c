@@ -1,5 +1,5 @@
 // A vision tower between its products: each row, and each head of a picture, by itself, so its bits don't depend on what
-// is computed beside it. Attention is that of attention.c, with every query standing behind the last key.
+// is computed beside it.
 
 // x * P(a normal number < x): max(x, 0) - |x| * (1 - erf(|x| / sqrt 2)) / 2, the last factor by Abramowitz and Stegun
 // 7.1.26 (absolute error below 1.5e-7).
@@ -104,61 +104,168 @@ typedef struct {  // strides in elements; heads lie side by side in a row
     int heads, head_dim, bf16, threads, failed;
 } Look;
 
-// One head: keys as blocks [head_dim][32], values as rows [padded], both in float32; then 32 queries at a time.
-static void NAME(look_head)(const Look *a, long batch, long head, Tile *t, float *keys, float *values) {
-    long width = a->head_dim, size = a->bf16 ? 2 : 4, blocks = (a->keys + BLOCK - 1) / BLOCK;
-    float scale = 1.0f / __builtin_sqrtf((float)width), row[WIDEST];
+// Attention computes in units of four bytes: an element in float32, or where the processor multiplies bfloat16 (and that is
+// the stream) a pair of neighbours: of a head's elements for scores, of keys for the weighted values.
+#if AVX512
+enum { PAIRS = 1, SCORED = 8, KEPT = 4, MOST_COLUMNS = 6 };  // rows at once; groups of sixteen head elements in registers
+INLINE v16f unit_sum(v16f sum, v16i a, v16i b, int pairs) {
+    return pairs ? dot2(sum, a, b) : vfma(_mm512_castsi512_ps(a), _mm512_castsi512_ps(b), sum);
+}
+INLINE void store_units(float *units, long i, v16f x, int pairs) {  // of keys
+    if (pairs) _mm256_storeu_si256((__m256i *)((uint16_t *)units + i), (__m256i)_mm512_cvtneps_pbh(x));
+    else vstore(units + i, x);
+}
+#else
+enum { PAIRS = 0, SCORED = 2, KEPT = 2, MOST_COLUMNS = 2 };
+INLINE v16f unit_sum(v16f sum, v16i a, v16i b, int pairs) {
+    (void)pairs;
+    return vfma((v16f){_mm256_castsi256_ps(a.l), _mm256_castsi256_ps(a.h)},
+                (v16f){_mm256_castsi256_ps(b.l), _mm256_castsi256_ps(b.h)}, sum);
+}
+INLINE void store_units(float *units, long i, v16f x, int pairs) {
+    (void)pairs;
+    vstore(units + i, x);
+}
+#endif
+
+typedef struct {
+    long units, blocks, steps, padded;  // of a head's elements, of 32 keys, of keys; head elements up to whole sixteens
+    int32_t *keys, *values, *queries;   // [blocks][units][32], [steps][padded], [SCORED][units]
+    float *weights, *sums;              // [SCORED][blocks * 32], in units of keys once they are weights; [SCORED]
+} Head;
+
+INLINE void look_units(const char *x, int32_t *out, long width, int bf16, int pairs) {
+    if (pairs) memcpy(out, x, width * 2);
+    else widen(x, (float *)out, width, bf16);
+}
+
+// Scores of `rows` queries: each sum runs over the head's units in order.
+INLINE void look_scores(const Head *h, int rows, int pairs) {
+    const int32_t *keys = h->keys;
+    for (long block = 0; block < h->blocks; block++) {
+        v16f sum[SCORED][2];
+        EACH(r, rows) sum[r][0] = sum[r][1] = vzero();
+        for (long u = 0; u < h->units; u++, keys += BLOCK) {
+            v16i low = iload(keys), high = iload(keys + 16);
+            EACH(r, rows) {
+                v16i x = ibroadcast(h->queries + r * h->units + u);
+                sum[r][0] = unit_sum(sum[r][0], x, low, pairs), sum[r][1] = unit_sum(sum[r][1], x, high, pairs);
+            }
+        }
+        EACH(r, rows) {
+            float *out = h->weights + (r * h->blocks + block) * BLOCK;
+            vstore(out, sum[r][0]), vstore(out + 16, sum[r][1]);
+        }
+    }
+}
+
+// e^(scale * (score - largest)) in place, for keys that there are; gives their sum.
+INLINE float look_weights(float *w, long keys, long room, float scale, int pairs) {
+    v16f most = vset(-__builtin_inff()), sum = vzero();
+    for (long i = keys; i < room; i++) w[i] = -__builtin_inff();
+    for (long i = 0; i < room; i += 16) most = vmax(most, vload(w + i));
+    v16f top = vset(vmaximum(most)), by = vset(scale);
+    for (long i = 0; i < room; i += 16) {
+        v16f x = vexp(vmul(vsub(vload(w + i), top), by));
+        sum = vadd(sum, x);
+        store_units(w, i, x, pairs);
+    }
+    return vsum(sum);
+}
+
+// The weighted values of `rows` queries from `row` on, `columns` groups of sixteen elements from d on; keys in order.
+INLINE void look_values(const Look *a, const Head *h, char *out, long row, long d, int rows, int columns, int pairs) {
+    const int32_t *weights = (const int32_t *)h->weights + row * h->blocks * BLOCK, *values = h->values + d;
+    long width = a->head_dim, line = a->heads * width * (a->bf16 ? 2 : 4);
+    v16f sum[KEPT][MOST_COLUMNS];
+    EACH(r, rows) EACH(c, columns) sum[r][c] = vzero();
+    for (long t = 0; t < h->steps; t++, values += h->padded) {
+        v16i x[MOST_COLUMNS];
+        EACH(c, columns) x[c] = iload(values + c * 16);
+        EACH(r, rows) {
+            v16i w = ibroadcast(weights + r * h->blocks * BLOCK + t);
+            EACH(c, columns) sum[r][c] = unit_sum(sum[r][c], w, x[c], pairs);
+        }
+    }
+    EACH(r, rows) EACH(c, columns) {
+        v16f x = vdiv(sum[r][c], vset(h->sums[row + r]));
+        if (d + c * 16 + 16 <= width) store_any(out + (row + r) * line, d + c * 16, x, a->bf16);
+        else store_tail(out + (row + r) * line, d + c * 16, width, x, a->bf16);
+    }
+}
+
+INLINE void look_columns(const Look *a, const Head *h, char *out, long row, int rows, int pairs) {
+    long d = 0;
+    for (; d + MOST_COLUMNS * 16 <= h->padded; d += MOST_COLUMNS * 16) look_values(a, h, out, row, d, rows, MOST_COLUMNS, pairs);
+    for (; d < h->padded; d += 16) look_values(a, h, out, row, d, rows, 1, pairs);
+}
+
+INLINE void look_rows(const Look *a, const Head *h, char *out, int rows, int pairs) {
+    long row = 0;
+    look_scores(h, rows, pairs);
+    for (long r = 0; r < rows; r++)
+        h->sums[r] = look_weights(h->weights + r * h->blocks * BLOCK, a->keys, h->blocks * BLOCK,
+                                  1.0f / __builtin_sqrtf((float)a->head_dim), pairs);
+    for (; row + KEPT <= rows; row += KEPT) look_columns(a, h, out, row, KEPT, pairs);
+    for (; row < rows; row++) look_columns(a, h, out, row, 1, pairs);
+}
+
+// One head of a batch. What lies beyond the last key and the last element stays zero.
+INLINE void look_head(const Look *a, const Head *h, long batch, long head, int pairs) {
+    long width = a->head_dim, size = a->bf16 ? 2 : 4;
     const char *k = (const char *)a->k + (batch * a->k_batch + head * width) * size;
     const char *v = (const char *)a->v + (batch * a->v_batch + head * width) * size;
     const char *q = (const char *)a->q + (batch * a->q_batch + head * width) * size;
     char *out = (char *)a->out + (batch * a->queries * a->heads + head) * width * size;
-    memset(keys + (blocks - 1) * BLOCK * width, 0, BLOCK * width * sizeof(float));
+    int32_t row[WIDEST] = {0};
     for (long n = 0; n < a->keys; n++) {
-        float *block = keys + n / BLOCK * BLOCK * width + n % BLOCK;
-        widen(k + n * a->k_stride * size, row, width, a->bf16);
-        for (long d = 0; d < width; d++) block[d * BLOCK] = row[d];
-        widen(v + n * a->v_stride * size, values + n * t->padded, width, a->bf16);
+        int32_t *block = h->keys + n / BLOCK * BLOCK * h->units + n % BLOCK;
+        look_units(k + n * a->k_stride * size, row, width, a->bf16, pairs);
+        for (long u = 0; u < h->units; u++) block[u * BLOCK] = row[u];
     }
-    t->first = a->keys - 1;
-    for (long start = 0; start < a->queries; start += TILE_ROWS) {
-        t->rows = t->group = a->queries - start < TILE_ROWS ? a->queries - start : TILE_ROWS;
-        for (long r = 0; r < t->rows; r++) {
-            widen(q + (start + r) * a->q_stride * size, row, width, a->bf16);
-            for (long d = 0; d < width; d++) t->q[r * Q_STRIDE + d] = row[d] * scale;
-            t->top[r] = -__builtin_inff();
-        }
-        memset(t->sum, 0, t->rows * 16 * sizeof(float));
-        memset(t->acc, 0, t->rows * t->padded * sizeof(float));
-        for (long block = 0; block < blocks; block++)
-            attend_block(t, (char *)(keys + block * BLOCK * width), (char *)(values + block * BLOCK * t->padded), t->padded,
-                         0, block * BLOCK, 0, width, 0, t->rows, FLOAT32, 0);
-        for (long r = 0; r < t->rows; r++) {
-            v16f sum = vset(vsum(vload(t->sum + r * 16)));
-            char *to = out + (start + r) * a->heads * width * size;
-            for (long d = 0; d < width; d += 16) {
-                v16f x = vdiv(vload(t->acc + r * t->padded + d), sum);
-                if (d + 16 <= width) store_any(to, d, x, a->bf16);
-                else store_tail(to, d, width, x, a->bf16);
-            }
-        }
+    for (long n = 0, line = a->v_stride * size; n < a->keys; n += pairs + 1) {
+        int32_t *to = h->values + n / (pairs + 1) * h->padded;
+        const uint16_t *one = (const uint16_t *)(v + n * line), *next = (const uint16_t *)(v + n * line + line);
+        if (!pairs) look_units((const char *)one, to, width, a->bf16, 0);
+        else if (n + 1 < a->keys) for (long d = 0; d < width; d++) to[d] = one[d] | (uint32_t)next[d] << 16;
+        else for (long d = 0; d < width; d++) to[d] = one[d];
+    }
+    for (long start = 0; start < a->queries;) {
+        int rows = a->queries - start < SCORED ? 1 : SCORED;
+        for (long r = 0; r < rows; r++)
+            look_units(q + (start + r) * a->q_stride * size, h->queries + r * h->units, width, a->bf16, pairs);
+        char *to = out + start * a->heads * width * size;
+        if (rows == SCORED) look_rows(a, h, to, SCORED, pairs);
+        else look_rows(a, h, to, 1, pairs);
+        start += rows;
     }
 }
 
 // softmax(q k / sqrt(head_dim)) v of every head: each query sees every key.
 void NAME(look)(Look *a) {
-    long padded = rounded_up(a->head_dim), blocks = (a->keys + BLOCK - 1) / BLOCK, items = a->batches * a->heads;
-    int failed = 0;
+    int pairs = PAIRS && a->bf16, failed = 0;
+    long each = pairs ? 2 : 1, items = a->batches * a->heads;
+    Head shape = {.units = (a->head_dim + each - 1) / each, .blocks = (a->keys + BLOCK - 1) / BLOCK,
+                  .steps = (a->keys + each - 1) / each, .padded = rounded_up(a->head_dim)};
+    long keys = shape.blocks * BLOCK * shape.units, values = shape.steps * shape.padded;
+    long bytes = 4 * (keys + values + rounded_up(SCORED * shape.units) + SCORED * shape.blocks * BLOCK + 16);
 #pragma omp parallel num_threads(a->threads) reduction(| : failed)
     {
-        Tile tile = {.padded = padded};
-        float *buffers = NAME(tile_buffers)(&tile, TILE_ROWS, a->head_dim);
-        float *memory = aligned_alloc(64, blocks * BLOCK * (a->head_dim + padded) * sizeof(float));
-        failed = !buffers || !memory;
-        if (memory) memset(memory + blocks * BLOCK * a->head_dim, 0, blocks * BLOCK * padded * sizeof(float));
+        Head h = shape;
+        char *memory = aligned_alloc(64, bytes);
+        failed = !memory;
+        if (memory) {
+            memset(memory, 0, bytes);
+            h.keys = (int32_t *)memory, h.values = h.keys + keys, h.queries = h.values + values;
+            h.weights = (float *)(h.queries + rounded_up(SCORED * shape.units));
+            h.sums = h.weights + SCORED * shape.blocks * BLOCK;
+        }
 #pragma omp for schedule(dynamic, 1)
         for (long i = 0; i < items; i++)
-            if (!failed) NAME(look_head)(a, i / a->heads, i % a->heads, &tile, memory, memory + blocks * BLOCK * a->head_dim);
-        free(buffers), free(memory);
+            if (failed) continue;
+            else if (pairs) look_head(a, &h, i / a->heads, i % a->heads, PAIRS);
+            else look_head(a, &h, i / a->heads, i % a->heads, 0);
+        free(memory);
     }
     a->failed = failed;
 }
