@@ -3,11 +3,11 @@ function and gives the nodes at fault."""
 
 from collections.abc import Callable, Iterable
 
-from puna.guard.code.checks_facts import facts
 from puna.guard.code.view import Node
 
 Check = Callable[[Node], Iterable[Node]]
 CHECKS: dict[str, Check] = {}
+NEEDS: dict[Check, frozenset[str]] = {}  # kinds of nodes without which a check finds nothing
 
 
 def check(name: str, *needs: str) -> Callable[[Check], Check]:
@@ -19,10 +19,8 @@ def check(name: str, *needs: str) -> Callable[[Check], Check]:
         if name in CHECKS:
             raise ValueError(f"two checks are called {name!r}")
 
-        def run(node: Node) -> Iterable[Node]:
-            return function(node) if facts(node).kinds.keys() >= wanted else ()
-
-        CHECKS[name] = run
+        CHECKS[name] = function
+        NEEDS[function] = wanted
         return function
 
     return register

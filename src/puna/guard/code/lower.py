@@ -29,7 +29,11 @@ def inner(field: str | None = None, last: bool = False) -> Handler:
 
     def handler(low: Lowering, syntax: Syntax) -> Node | None:
         child = syntax.child_by_field_name(field) if field else None
-        if child is None:
+        if child is None and syntax.named_child_count == 1:
+            child = syntax.named_child(0)
+            if child is not None and "comment" in child.type:
+                return other(low, syntax) if not last else None
+        elif child is None:
             below = [c for c in syntax.named_children if "comment" not in c.type]
             if len(below) != 1 and not last:
                 return other(low, syntax)

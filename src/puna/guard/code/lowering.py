@@ -1,5 +1,6 @@
 """The walk over a tree-sitter tree that gives the uniform view."""
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +10,7 @@ from puna.guard.code.budget import Budget
 from puna.guard.code.view import Node
 
 MAX_DEPTH = 110  # levels of nesting that are looked into; below it a node is a leaf (keeps recursion bounded)
+_MARK = re.compile(rb"@\w|(?:^|[#({,;}\]])\s{0,200}\[", re.MULTILINE)
 Handler = Callable[["Lowering", Syntax], "Node | None"]
 
 
@@ -22,6 +24,7 @@ class Lowering:
         self.shift = shift
         self.budget = budget or Budget(1.0)
         self.functions: list[Node] = []
+        self.marked = _MARK.search(source) is not None  # whether there may be annotations
         self.steps = 0
         self.depth = 0
 

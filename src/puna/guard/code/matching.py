@@ -3,8 +3,11 @@
 import bisect
 import math
 import re
+from collections.abc import Iterator
 
 from puna.guard.code.budget import Budget
+from puna.guard.code.checks import NEEDS
+from puna.guard.code.checks_facts import facts
 from puna.guard.code.conditions import Test
 from puna.guard.code.finding import Finding
 from puna.guard.code.pattern import last_name
@@ -27,12 +30,15 @@ class RuleIndex:
         self.named: dict[str, dict[str, list[Entry]]] = {"call": {}, "assign": {}}
         self.seen: dict[str, dict[tuple[str, ...], list[Entry]]] = {"call": {}, "assign": {}}
         self.loose: dict[str, list[Entry]] = {}
+        self.checks: dict[frozenset[str], list[Entry]] = {}  # by the kinds of nodes that they need
         for rule in rules:
             for alternative in rule.alternatives:
                 names = alternative.patterns.names() if alternative.patterns is not None else None
                 if alternative.kind in self.named and names is not None:
                     for name in names:
                         self.named[alternative.kind].setdefault(name, []).append((rule, alternative))
+                elif alternative.check is not None:
+                    self.checks.setdefault(NEEDS[alternative.check], []).append((rule, alternative))
                 else:
                     self.loose.setdefault(alternative.kind, []).append((rule, alternative))
 
@@ -108,20 +114,28 @@ class Matcher(Listener):
             self.consider(rule, alternative, node, {"value": value}, scope)
 
     def enter(self, scope: Scope) -> None:
-        checks = self.index.loose.get("check", _NO_ENTRIES)
-        looked_at = scope.function or (_statements(scope.top) if scope.top is not None and checks else None)
-        for rule, alternative in checks if looked_at is not None else _NO_ENTRIES:
-            assert looked_at is not None
-            assert alternative.check is not None
-            for node in alternative.check(looked_at):
-                if not self.placed(alternative, scope):
-                    break
-                self.add(rule, node, True)
+        if self.index.checks:
+            looked_at = scope.function or (_statements(scope.top) if scope.top is not None else None)
+            if looked_at is not None:
+                self.checked(looked_at, scope)
         if scope.function is None:
             return
         for rule, alternative in self.index.loose.get("function", _NO_ENTRIES):
             if alternative.regex is not None and alternative.regex.search(scope.function.name):
                 self.consider(rule, alternative, scope.function, {}, scope)
+
+    def checked(self, function: Node, scope: Scope) -> None:
+        """The checks that may find something in a function with such nodes."""
+        kinds = facts(function).kinds.keys()
+        for needs, entries in self.index.checks.items():
+            if not kinds >= needs:
+                continue
+            for rule, alternative in entries:
+                assert alternative.check is not None
+                for node in alternative.check(function):
+                    if not self.placed(alternative, scope):
+                        break
+                    self.add(rule, node, True)
 
     def imported(self, node: Node, scope: Scope) -> None:
         paths = tuple(path for _, path in node.value)
@@ -146,7 +160,9 @@ class Matcher(Listener):
             if wanted and not any(literal in lower for literal in wanted):
                 continue
             assert alternative.written is not None
-            for count, match in enumerate(alternative.written.finditer(self.source)):
+            written = alternative.written
+            found = self.in_lines(lower, alternative, budget) if alternative.line else written.finditer(self.source)
+            for count, match in enumerate(found):
                 if count > MAX_WRITTEN or budget.check():
                     break
                 group = match[match.lastindex or 0]
@@ -157,6 +173,22 @@ class Matcher(Listener):
                 if self.placed(alternative, Scope()):
                     start, end = match.span(match.lastindex or 0)
                     self.add(rule, Node("other", start - self.shift, end - self.shift, ""), True)
+
+    def in_lines(self, lower: bytes, alternative: Alternative, budget: Budget) -> Iterator[re.Match[bytes]]:
+        """What is written in the lines that hold one of the literals."""
+        assert alternative.written is not None
+        places = set()
+        for literal in alternative.contains:
+            at = lower.find(literal)
+            while at >= 0:
+                line = bisect.bisect_right(self.lines, at)
+                places.add(line)
+                at = lower.find(literal, self.lines[line]) if line < len(self.lines) else -1
+        for line in sorted(places):
+            if budget.check():
+                return
+            end = self.lines[line] - 1 if line < len(self.lines) else len(lower)
+            yield from alternative.written.finditer(self.source, self.lines[line - 1], end)
 
     # ---- judging
 

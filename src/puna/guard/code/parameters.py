@@ -14,10 +14,13 @@ MARK_HOLDERS = ("modifiers", "attribute_list", "parameter_modifiers", "attribute
 def marks(low: Lowering, syntax: Syntax) -> list[Node]:
     """Decorators, annotations and attributes: those of the node, of its modifier lists, and those right before it."""
     found: list[Syntax] = []
+    if not low.marked:
+        return []
     for child in syntax.named_children:
-        if child.type in MARK_TYPES:
+        kind = child.type
+        if kind in MARK_TYPES:
             found.append(child)
-        elif child.type in MARK_HOLDERS:
+        elif kind in MARK_HOLDERS:
             found.extend(c for c in child.named_children if c.type in MARK_TYPES)
     before = syntax.prev_named_sibling
     while before is not None and before.type in ("attribute_item", "decorator"):
@@ -54,20 +57,22 @@ def parameters(low: Lowering, syntax: Syntax | None) -> list[Node]:
     return [node for child in syntax.named_children for node in _parameter(low, child)]
 
 
+_NO_PARAMETER = frozenset(
+    {"parameter_modifiers", "self_parameter", "keyword_separator", "positional_separator", "variadic_parameter"}
+)
+
+
 def _parameter(low: Lowering, syntax: Syntax) -> list[Node]:
-    if "comment" in syntax.type or syntax.type in (
-        "parameter_modifiers",
-        "self_parameter",
-        "keyword_separator",
-        "positional_separator",
-        "variadic_parameter",
-    ):
+    written = syntax.type
+    if "comment" in written or written in _NO_PARAMETER:
         return []
-    if syntax.type == "parameter_declaration" and syntax.child_by_field_name("declarator") is None:
+    if written == "identifier" and not low.marked:
+        return [low.node("parameter", syntax, name=low.text(syntax))]
+    if written == "parameter_declaration" and syntax.child_by_field_name("declarator") is None:
         names = syntax.children_by_field_name("name")  # Go: a, b string
         kind = low.text(syntax.child_by_field_name("type"))
         return [low.node("parameter", n, name=low.text(n), type=kind) for n in names]
-    if syntax.type in ("object_pattern", "array_pattern", "tuple_pattern"):
+    if written in ("object_pattern", "array_pattern", "tuple_pattern"):
         return [low.node("parameter", leaf, name=low.text(leaf)) for leaf in leaves(syntax)]
     typed = syntax.child_by_field_name("type") or next(
         (
@@ -77,11 +82,10 @@ def _parameter(low: Lowering, syntax: Syntax) -> list[Node]:
         ),
         None,
     )
-    named: Syntax | None = syntax
-    for field in ("pattern", "name", "left", "declarator"):
-        if syntax.child_by_field_name(field) is not None:
-            named = syntax.child_by_field_name(field)
-            break
+    named = next(
+        (found for field in ("pattern", "name", "left", "declarator") if (found := syntax.child_by_field_name(field))),
+        syntax,
+    )
     if named is not None and named.type in ("object_pattern", "array_pattern"):
         return [low.node("parameter", leaf, name=low.text(leaf)) for leaf in leaves(named)]
     if named is not None and named.type == "tuple_struct_pattern" and named.named_children:

@@ -53,7 +53,7 @@ KINDS: dict[str, set[str]] = {
     "import": set(),
     "catch": {"empty"},
     "check": set(),
-    "source": {"contains", "entropy", "except"},
+    "source": {"contains", "entropy", "except", "line"},
 }
 
 
@@ -74,6 +74,7 @@ class Alternative:
     check: Callable[..., Any] | None = None
     written: re.Pattern[bytes] | None = None
     contains: tuple[bytes, ...] = ()
+    line: bool = False
     refused: re.Pattern[bytes] | None = None
     entropy: float = 0.0
     file: re.Pattern[str] | None = None
@@ -187,6 +188,9 @@ def _alternative(data: Any, safe_for: str, where: str) -> Alternative:
     elif kind == "source":
         made.written = _compile_bytes(head, where)
         made.contains = tuple(str(literal).lower().encode() for literal in _list(data.get("contains", [])))
+        made.line = bool(data.get("line"))
+        if made.line and not made.contains:
+            raise PunaError(f"{where}: `line` needs `contains`, the literals of which the line holds one.")
         made.refused = _compile_bytes(data["except"], where) if "except" in data else None
         made.entropy = float(data.get("entropy", 0))
     for spec, condition in (data.get("arguments") or {}).items():
