@@ -296,23 +296,26 @@ void NAME(linear)(const Weight *w, const void *x, void *out, long rows, long wid
     long panels = (w->outputs + 15) / 16, groups = w->inputs / w->group, spans = w->inputs / span_of(w);
     int value_size = w->kind == BFLOAT16 ? 2 : w->exact || w->kind == FLOAT32 ? 4 : 1, size = bf16 ? 2 : 4;
     int integers = w->kind >= INT8 && !w->exact, wide = rows == 1 && integers ? 1 : rows < 10 ? 4 : 2;
-    long work = rows * w->outputs * w->inputs;
+    long work = rows * w->outputs * w->inputs, some = panels / (8 * threads) / wide * wide, step = some > wide ? some : wide;
+    long steps = (panels + step - 1) / step;
 #pragma omp parallel num_threads(threads) if (work > 100000)
     {
-        long thread = omp_get_thread_num(), count = omp_get_num_threads();
-        long first = panels * thread / count, last = panels * (thread + 1) / count;
         float acc[MOST_ROWS * 2 * 16];
         for (long block = 0; block < rows; block += MOST_ROWS) {
-            long some = rows - block < MOST_ROWS ? rows - block : MOST_ROWS;
+            long count = rows - block < MOST_ROWS ? rows - block : MOST_ROWS;
             Rows here = {ready.values + block * w->inputs * value_size, ready.scales + block * spans, ready.begins + block * groups};
-            for (long panel = first; panel < last;) {
-                int nr = last - panel >= wide ? wide : 1;
-                NAME(panel_group)(w, &here, some, panel, nr, acc);
-                for (long row = 0; row < some; row++)
-                    for (int n = 0; n < nr; n++)
-                        store_panel((char *)out + (block + row) * w->outputs * size, (panel + n) * 16, w->outputs,
-                                    vload(acc + (row * nr + n) * 16), bf16);
-                panel += nr;
+#pragma omp for schedule(dynamic, 1) nowait
+            for (long i = 0; i < steps; i++) {  // a thread that is held up takes fewer of them
+                long last = (i + 1) * step < panels ? (i + 1) * step : panels;
+                for (long panel = i * step; panel < last;) {
+                    int nr = last - panel >= wide ? wide : 1;
+                    NAME(panel_group)(w, &here, count, panel, nr, acc);
+                    for (long row = 0; row < count; row++)
+                        for (int n = 0; n < nr; n++)
+                            store_panel((char *)out + (block + row) * w->outputs * size, (panel + n) * 16, w->outputs,
+                                        vload(acc + (row * nr + n) * 16), bf16);
+                    panel += nr;
+                }
             }
         }
     }
