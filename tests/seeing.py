@@ -55,13 +55,13 @@ def llama4(kind: str = "scout", **vision: Any) -> Any:
     return model.eval()
 
 
-def llama32(**vision: Any) -> Any:
-    """transformers' Llama 3.2 Vision, in eval mode."""
+def llama32(inner: int = 48, **vision: Any) -> Any:
+    """transformers' Llama 3.2 Vision, in eval mode; inner: the width of the text's feed-forward."""
     from transformers import MllamaConfig, MllamaForConditionalGeneration
 
     text = {
         "vocab_size": 96, "hidden_size": 32, "num_hidden_layers": 6, "num_attention_heads": 4,
-        "num_key_value_heads": 2, "intermediate_size": 48, "max_position_embeddings": 256,
+        "num_key_value_heads": 2, "intermediate_size": inner, "max_position_embeddings": 256,
         "cross_attention_layers": CROSS, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0,
         "rope_parameters": {"rope_type": "llama3", "rope_theta": 500_000.0, "factor": 8.0, "low_freq_factor": 1.0,
                             "high_freq_factor": 4.0, "original_max_position_embeddings": 32},

@@ -136,6 +136,26 @@ def test_few_bits(folder: Path, quantize: str, most: float, tmp_path: Path) -> N
     assert (says(again) - says(loaded)).abs().max() < 0.05
 
 
+@pytest.mark.parametrize("tower", [True, False])
+def test_transformers_computes_few_bits(tower: bool, tmp_path: Path) -> None:
+    """Saved with 8 bits for the tower, and exported with a tower in floats, whose module names others prefix."""
+    pytest.importorskip("compressed_tensors")
+    from transformers import AutoModelForImageTextToText
+
+    folder = seeing.saved(seeing.llama32(64, intermediate_size=32), tmp_path / "plain")  # widths in whole groups
+    if tower:
+        loaded = load_ready(open_source(folder), dtype=torch.float32, quantize="int4")
+        save(loaded.model, loaded.config, None, tmp_path / "few")
+    else:
+        convert_to_safetensors(open_source(folder), tmp_path / "few", torch.float32, "int4")
+    ours = load_ready(open_source(tmp_path / "few")).model
+    assert any(isinstance(weight, Quantized) for weight in held(ours).values()) is tower
+    theirs = AutoModelForImageTextToText.from_pretrained(tmp_path / "few", dtype=torch.float32).eval()
+    inputs = seeing.llama32_inputs([prompt(ours)], seeing.pixels(3), [[(1, 2), (1, 1)]])
+    with torch.no_grad():
+        assert torch.allclose(theirs(**inputs).logits[0], says(ours), atol=1e-4)
+
+
 def test_where_the_kernels_are_not(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plain = load_source(open_source(folder)).model
     monkeypatch.setattr("puna.model.packed.kernels", lambda: None)

@@ -4,6 +4,7 @@ Integers are written `pack-quantized`, 8-bit floats `float-quantized`; routed ex
 want them. The layout is that of compressed-tensors 0.20, which vLLM, transformers and llm-compressor share.
 """
 
+import re
 from collections.abc import Iterator
 from operator import itemgetter
 from typing import Any
@@ -82,8 +83,14 @@ class CompressedWriter:
 
 
 def _target(module: str) -> str:
-    """A module by its name; the head's has another prefix in some readers."""
-    return "re:.*lm_head$" if module.endswith("lm_head") else module
+    """A module by its name. Readers know the head, and all of a model with a tower, under several prefixes."""
+    if module.endswith("lm_head"):
+        return "re:.*lm_head$"
+    if not module.startswith(("language_model.", "vision_model.", "multi_modal_projector")):
+        return module
+    return f"re:.*{re.escape(module.replace('language_model.model.', 'language_model.'))}$".replace(
+        "language_model\\.", "language_model\\.(model\\.)?"
+    )
 
 
 def _group(key: _Key, targets: list[str]) -> dict[str, Any]:
