@@ -49,7 +49,10 @@ def name(low: Lowering, syntax: Syntax) -> Node:
 
 def dotted(low: Lowering, syntax: Syntax) -> Node:
     """A qualified name in one token: `a.b`, `a::b`, `a\\b`."""
-    parts = [part for part in re.split(r"::|\\|\.|->", re.sub(r"<[^<>]*>", "", low.text(syntax))) if part.strip()]
+    text = low.text(syntax)
+    if text.isidentifier():
+        return low.node("name", syntax, name=text)
+    parts = [part for part in re.split(r"::|\\|\.|->", re.sub(r"<[^<>]*>", "", text)) if part.strip()]
     node = low.node("name", syntax, name=(parts[0] if parts else "").strip().lstrip("$@"))
     for part in parts[1:MAX_DEPTH]:
         node = low.node("member", syntax, base=node, name=part.strip().lstrip("$@"))

@@ -20,7 +20,7 @@ class Lowering:
 
     def __init__(self, table: dict[str, Handler], source: bytes, shift: int = 0, budget: Budget | None = None) -> None:
         self.table = table
-        self.source = source
+        self.read(source)
         self.shift = shift
         self.budget = budget or Budget(1.0)
         self.functions: list[Node] = []
@@ -28,8 +28,17 @@ class Lowering:
         self.steps = 0
         self.depth = 0
 
+    def read(self, source: bytes) -> None:
+        """Take this as the text that the tree was made of."""
+        self.source = source
+        self.plain = source.decode("ascii") if source.isascii() else None
+
     def text(self, syntax: Syntax | None) -> str:
-        return "" if syntax is None else self.source[syntax.start_byte : syntax.end_byte].decode("utf-8", "replace")
+        if syntax is None:
+            return ""
+        if self.plain is not None:
+            return self.plain[syntax.start_byte : syntax.end_byte]
+        return self.source[syntax.start_byte : syntax.end_byte].decode("utf-8", "replace")
 
     def node(
         self,

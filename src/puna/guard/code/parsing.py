@@ -158,11 +158,13 @@ class Reader(Lowering):
     def shifted(self, root: Syntax, at: int) -> list[Node]:
         """The statements of a piece that was parsed by itself, at their place in the whole source."""
         source, before = self.source, self.shift
-        self.source, self.shift, self.inside = source[at : at + root.end_byte], before + at, True
+        self.read(source[at : at + root.end_byte])
+        self.shift, self.inside = before + at, True
         try:
             return self.block(root)
         finally:
-            self.source, self.shift, self.inside = source, before, False
+            self.read(source)
+            self.shift, self.inside = before, False
 
 
 def _broken(low: Lowering, syntax: Syntax) -> Node:

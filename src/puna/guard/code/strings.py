@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from functools import lru_cache
 
 from puna.guard.code.knowledge import Knowledge
 from puna.guard.code.value import MAX_PATHS, UNKNOWN, Atom, Value, cleaned, compose, constant, join_atoms
@@ -26,10 +27,12 @@ _PERCENT = re.compile(
 _BRACES = re.compile(r"\{(\w*(?:[.\[][^{}!:]*)?)(?:![rsa])?(?::([^{}]*))?\}")
 
 
+@lru_cache(4096)
 def numeric_type(text: str) -> bool:
     return bool(text) and _NUMERIC.match(text) is not None
 
 
+@lru_cache(4096)
 def type_name(text: str) -> str:
     """`java.util.List<String>` -> `java.util.List`, `*http.Request` -> `http.Request`, `std::string&` ->
     `std.string`."""
