@@ -7,11 +7,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import puna
 import tiny_pictures
 from puna.checkpoint import load, load_source, open_source, save
 from puna.checkpoint.beside import tower_file, write_tower
+from puna.checkpoint.named import named_weights
 from puna.errors import PunaError
 from puna.model import Decoder
+from puna.model.quantized import Quantized
 from tiny import randomise
 
 
@@ -36,6 +39,23 @@ def test_text_and_tower_come_back_as_one(tmp_path: Path) -> None:
         assert torch.equal(ours.rows_RD, theirs.rows_RD)
     for name, weight in model.state_dict().items():
         assert torch.equal(again.model.state_dict()[name], weight), name
+
+
+@pytest.mark.parametrize("quantize", ["int8", "int4"])
+@pytest.mark.parametrize("name", ["small", "cria"])
+def test_few_bits_answer_about_a_picture(name: str, quantize: str, tmp_path: Path) -> None:
+    place: Path | str = name if name == "cria" else _written(tmp_path)[1]
+    whole, few = puna.load(place), puna.load(place, quantize=quantize)
+    if whole.config.vision is None:
+        pytest.skip("this cria reads text only")
+    chat = tiny_pictures.asked(tiny_pictures.image(1), "What is in this picture?")
+    reply = few.generate(chat, max_tokens=4, temperature=0, ignore_eos=True)
+    assert len(reply.token_ids) == 4
+    inputs = few.prepare(chat)
+    (mine,), (floats,) = (model.decoder.look(inputs.pixel_values, inputs.grids) for model in (few, whole))
+    error = (mine.rows_RD.double() - floats.rows_RD.double()).norm() / floats.rows_RD.double().norm()
+    assert 0 < error < 0.1
+    assert any(isinstance(weight, Quantized) for part, weight in named_weights(few.decoder) if "vision." in part)
 
 
 def test_the_text_alone(tmp_path: Path) -> None:
