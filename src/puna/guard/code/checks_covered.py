@@ -9,7 +9,7 @@ from puna.guard.code.checks_facts import Facts, bare, called, facts, leaves, wit
 from puna.guard.code.view import Node
 
 _LENGTH = re.compile(r"(?i)(^|_)(len|length|size|sz|bytes|count|n?bytes|remaining|avail)\d?$|(len|length|size)$")
-_WHOLE = re.compile(
+WHOLE = re.compile(
     r"(?i)^(const )?(unsigned |signed )?(s?size_t|int|long|short|char|socklen_t|u?int\d+(_t)?|([us]|u|ut)\d+|BYTE|DWORD"
     r"|UINT|ULONG|USHORT|gs?size|gu?int\w*|png_size_t|tmsize_t|Py_ssize_t|unsigned|uint|CFIndex)( (int|long|char))*$"
 )
@@ -24,7 +24,7 @@ class Pair:
     length: str
 
 
-def _parameters(function: Node) -> Iterator[Pair]:
+def parameter_pairs(function: Node) -> Iterator[Pair]:
     """Pointer parameters that are followed by a whole number named like a length."""
     for one, other in zip(function.args, function.args[1:], strict=False):
         pointer = one.type.rstrip().endswith(("*", "[]"))
@@ -32,8 +32,8 @@ def _parameters(function: Node) -> Iterator[Pair]:
             pointer
             and one.name
             and _LENGTH.search(other.name)
-            and _WHOLE.match(other.type.strip())
-            and not _WHOLE.match(other.name)
+            and WHOLE.match(other.type.strip())
+            and not WHOLE.match(other.name)
         ):
             yield Pair(one.name, other.name)
 
@@ -51,7 +51,7 @@ def _members(known: Facts) -> Iterator[Pair]:
                     yield Pair(other, path)
 
 
-def _asked(known: Facts, length: str, start: int, end: int) -> bool:
+def length_asked(known: Facts, length: str, start: int, end: int) -> bool:
     """Whether anything between looked at the length: a comparison with more than 0, a loop, a call that is given it."""
     for node in known.nodes[start:end]:
         if node.kind == "binary" and node.name in ("<", ">", "<=", ">=", "==", "!="):
@@ -73,7 +73,7 @@ def _mentions(node: Node, path: str) -> bool:
     return any(n.kind in ("name", "member") and n.path() == path for n in node.walk())
 
 
-def _aliases(known: Facts, buffer: str) -> dict[str, int]:
+def aliases(known: Facts, buffer: str) -> dict[str, int]:
     """Names that were declared as the buffer, or a cast of it, and where."""
     found = {buffer: 0}
     for node in known.nodes:
@@ -120,7 +120,7 @@ _READER = re.compile(
 )
 
 
-def _reads(known: Facts, names: dict[str, int]) -> Iterator[tuple[Node, str, int]]:
+def fixed_reads(known: Facts, names: dict[str, int]) -> Iterator[tuple[Node, str, int]]:
     """(place, path, n) where `buffer[path + n]` is read, also by a reader: `get16(buffer + n)`, `get16(buffer, n)`.
     Ends where the buffer's own name is moved on."""
     moved: set[str] = set()
@@ -159,54 +159,34 @@ def _reads(known: Facts, names: dict[str, int]) -> Iterator[tuple[Node, str, int
 def length_unasked(function: Node) -> Iterable[Node]:
     """A buffer is read at a fixed place though nothing asked yet whether its length reaches there."""
     known = facts(function)
-    for pair in _parameters(function):
-        names = _aliases(known, pair.buffer)
-        for node, path, n in _reads(known, names):
+    for pair in parameter_pairs(function):
+        names = aliases(known, pair.buffer)
+        for node, path, n in fixed_reads(known, names):
             at = known.place[id(node)]
             if path or n < 1:
                 continue
-            if not _asked(known, pair.length, 0, at):
+            if not length_asked(known, pair.length, 0, at):
                 yield node
             break
-        yield from _records(known, pair, names)
     for pair in _members(known):
-        for node, path, n in _reads(known, {pair.buffer: 0}):
+        for node, path, n in fixed_reads(known, {pair.buffer: 0}):
             at = known.place[id(node)]
             if path or n > 64:
                 continue
-            if not _asked(known, pair.length, 0, at) and _asked(known, pair.length, at, len(known.nodes)):
+            if not length_asked(known, pair.length, 0, at) and length_asked(known, pair.length, at, len(known.nodes)):
                 yield node
             break
-
-
-def _records(known: Facts, pair: Pair, names: dict[str, int]) -> Iterator[Node]:
-    """The buffer is taken for a structure whose members are read, with its length never compared."""
-    given = known.types.get(pair.buffer, "")
-    if not re.match(r"(const )?(struct )?(void|(unsigned )?char|u_?char|u?int8_t|u8|BYTE|sockaddr)\b", given):
-        return
-    if re.search(r"(?i)handle|opaque|ctx|context|user|arg|priv|self|cookie", pair.buffer):
-        return
-    for name, place in names.items():
-        kind = known.types.get(name, "")
-        if name == pair.buffer or not kind.endswith("*") or _WHOLE.match(kind.rstrip("* ")) or kind.startswith("void"):
-            continue
-        for node in known.nodes[place:]:
-            if node.kind == "member" and node.base is not None and node.base.path() == name:
-                at = known.place[id(node)]
-                if not _asked(known, pair.length, 0, at):
-                    yield node
-                break
 
 
 @check("length-asked-short", "if", "binary")
 def length_asked_short(function: Node) -> Iterable[Node]:
     """A test lets `x + n` bytes pass, and then the byte at `x + n` or behind it is read: one more is needed."""
     known = facts(function)
-    for pair in [*_parameters(function), *_members(known)]:
+    for pair in [*parameter_pairs(function), *_members(known)]:
         guards = _guards(known, pair.length)
         if not guards:
             continue
-        for node, path, n in _reads(known, _aliases(known, pair.buffer)):
+        for node, path, n in fixed_reads(known, aliases(known, pair.buffer)):
             at = known.place[id(node)]
             before = [(p, have, place) for p, have, place in guards if place < at and p == path]
             if not before or n < max(have for _, have, _ in before):
@@ -283,11 +263,12 @@ def record_unmeasured(function: Node) -> Iterable[Node]:
             if node.kind == "assign" and node.base is not None and node.args and node.args[0].kind == "cast":
                 cast, name = node.args[0], node.base.path()
                 kind = cast.type or known.types.get(name, "")
-                if not kind.endswith("*") or _WHOLE.match(kind.rstrip("* ")) or kind.startswith("void"):
+                if not kind.endswith("*") or WHOLE.match(kind.rstrip("* ")) or kind.startswith("void"):
                     continue
                 after = known.nodes[known.place[id(node)] :]
                 members = (n for n in after if n.kind == "member" and n.base is not None and n.base.path() == name)
                 use = next((n for n in members if within(known, n, loop)), None)
-                if use is not None and not _asked(known, left, known.place[id(loop.body[0])], known.place[id(use)]):
+                start = known.place[id(loop.body[0])]
+                if use is not None and not length_asked(known, left, start, known.place[id(use)]):
                     yield use
                     return

@@ -103,14 +103,28 @@ def _whole(call: Node, path: str, known: Facts) -> bool:
     named after it (`Curl_up_free(data)`, `conn_free(conn)`)."""
     if call.base is not None and call.base.kind == "member":
         return False
-    if _PLAIN.match(called(call)) or path.split(".")[0] not in known.parameters:
+    if _PLAIN.match(called(call)):
         return True
+    if path.split(".")[0] not in known.parameters:
+        return _named_after(called(call), f"{path} {known.types.get(path, '')}")
     words = {path.rsplit(".", 1)[-1].lower(), re.sub(r"\W|struct|_t$", "", known.types.get(path, "-")).lower()}
     verb = "(free|destroy|release|delete|dispose)"
     return any(
         len(word) > 2 and re.search(rf"(^|_){word}_?{verb}$|^{verb}_?{word}$", called(call).lower()) is not None
         for word in map(re.escape, words)
     )
+
+
+_VERBS = ("free", "destroy", "release", "delete", "dispose", "all", "stop")
+
+
+def _named_after(name: str, described: str) -> bool:
+    """Whether what the function says it frees is what it is given: `cache_blockdata_free(cache)` frees a part of it."""
+    words = [w for w in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z0-9]+", name) if w.lower() not in _VERBS]
+    if not words:
+        return True
+    last, described = words[-1].lower(), re.sub(r"_|struct|\W", "", described).lower()
+    return last in described or described in last or len(last) < 4
 
 
 def _straight_start(statements: list[Node]) -> list[Node]:
@@ -140,6 +154,11 @@ def _statements_after(known: Facts, statement: Node) -> list[Node]:
 Outcome = tuple[Node, str] | None  # where, and: use, free, or stop (nothing more can be said)
 
 
+_LEAVING = re.compile(
+    r"^[A-Z0-9_]*(RET|EXIT|GOTO|THROW|FAIL|BAIL|ABORT|CHECK|REQUIRE|ERROR)[A-Z0-9_]*$|^Throw[A-Z]\w+$"
+)
+
+
 class _After:
     """The search through what runs after `path` was freed; `gone`: by a function that surely frees the memory."""
 
@@ -161,6 +180,8 @@ class _After:
                 found = self.meets(node.body, jumped)
             elif node.kind in ("if", "loop"):
                 found = self._branch(node)
+            elif _LEAVING.search(called(node)):
+                return node, "stop"
             else:
                 found = self._expression(node)
                 if found is None and node.raw == "goto_statement":
@@ -204,6 +225,8 @@ class _After:
                 written = node.base.path()
                 if written == path or (path.startswith((written + ".", written + "[")) and written):
                     return node, "stop"
+                if written.startswith(path + ".") and not self.gone:
+                    return node, "stop"  # filled anew: only a part of it was freed
             if node.kind == "unary" and node.name == "&" and node.args and node.args[0].path() == path:
                 return node, "stop"
         for node in nodes:
@@ -224,3 +247,23 @@ class _After:
             if given and any(bare(a).path() == path and bare(a).kind in ("name", "member") for a in node.args):
                 return node, "use"
         return None
+
+
+_PUTS = re.compile(
+    r"(_put|_unref|_deref|_decref|_release_ref|_drop_ref)$|^put_(?!user|unaligned|page|cpu|byte|char|bits)"
+)
+_NO_PUTS = re.compile(r"unlock|page|cpu|fs_|user|byte|char|bits|stream|sym|[bl]e\d|(^|_)u?int")
+
+
+@check("put-used", "call")
+def put_used(function: Node) -> Iterable[Node]:
+    """A reference is given up and the object used in the statements that follow."""
+    known = facts(function)
+    for call in known.of("call"):
+        if len(call.args) != 1 or not _PUTS.search(called(call)) or _NO_PUTS.search(called(call)):
+            continue
+        held = bare(call.args[0])
+        if held.kind == "name":
+            outcome = _After(known, held.name, True).meets(_statements_after(known, call))
+            if outcome is not None and outcome[1] == "use":
+                yield outcome[0]

@@ -238,6 +238,28 @@ def index_by_parameter(function: Node) -> Iterable[Node]:
             yield node
 
 
+@check("index-before-start", "index", "binary")
+def index_before_start(function: Node) -> Iterable[Node]:
+    """`p->data[p->len - 2]` where nothing ever looks at the length: one of 0 or 1 reaches in front of the array."""
+    known = facts(function)
+    for node in known.of("index"):
+        place = bare(node.args[0]) if len(node.args) == 1 else node
+        if place.kind != "binary" or place.name != "-" or len(place.args) != 2 or bare(place.args[1]).kind != "number":
+            continue
+        length = bare(place.args[0])
+        path = length.path() if length.kind in ("name", "member") else ""
+        if not re.search(r"(?i)(len|length|size)$", path) or length.name.isupper():
+            continue
+        if not known.compared(path) and not known.tested.get(path) and not _made_positive(known, path):
+            yield node
+            return
+
+
+def _made_positive(known: Facts, path: str) -> bool:
+    """Whether the function itself sets the number to something that isn't read from elsewhere."""
+    return any(n.base is not None and n.base.path() == path and n.name == "=" for n in known.of("assign"))
+
+
 @check("value-unset", "assign")
 def value_unset(function: Node) -> Iterable[Node]:
     """A number or pointer is declared without a value, and the first that happens to it is that it is read."""

@@ -75,7 +75,11 @@ def null_unchecked(function: Node) -> Iterable[Node]:
 def _first_use(known: Facts, node: Node, path: str) -> Node | None:
     """The first place after an assignment to `path` that reaches through it, if no condition comes before."""
     inside = {id(n) for n in node.walk()}
-    for use in known.nodes[known.place[id(node)] + 1 :]:
+    end = len(known.nodes)
+    for at in range(known.place[id(node)] + 1, end):
+        use = known.nodes[at]
+        if at >= end:
+            return None
         if id(use) in inside:
             continue
         if (
@@ -88,7 +92,7 @@ def _first_use(known: Facts, node: Node, path: str) -> Node | None:
         if use.kind == "assign" and use.base is not None and use.base.path() == path:
             return None
         if use.kind == "return" and not known.nested(use):
-            return None
+            end = at + len(use.walk())
         target = dereferenced(use)
         if target is not None and bare(target).path() == path:
             return None if in_sizeof(use, known) or address_only(use, known) else use
@@ -99,6 +103,25 @@ def _first_use(known: Facts, node: Node, path: str) -> Node | None:
         if use.kind == "call" and called(use) in READERS and any(bare(a).path() == path for a in use.args):
             return use
     return None
+
+
+_KEYED = re.compile(r"^(get|fetch|find|lookup|search|query)(_[a-z]+|[A-Z]\w+)$|^(Get|Find|Lookup)[A-Z]\w+$")
+_KEY = re.compile(r"(?i)(^|_)(id|idx|index|key|handle|nr|no|name|tag|type)$")
+
+
+@check("null-by-key", "assign", "call")
+def null_by_key(function: Node) -> Iterable[Node]:
+    """`p = x->get_item(id)` is reached through untested: there need not be one of that name or number."""
+    known = facts(function)
+    for node in known.of("assign"):
+        value = bare(node.args[0]) if node.args and node.name == "=" else node
+        if node.base is None or not value.args or not _KEYED.match(called(value)) or _NULLABLE.search(called(value)):
+            continue
+        path, key = node.base.path(), bare(value.args[-1])
+        if known.types.get(path, "").endswith("*") and key.kind in ("name", "member") and _KEY.search(key.name):
+            found = None if known.in_test(node) else _first_use(known, node, path)
+            if found is not None:
+                yield found
 
 
 @check("null-tested-before", "if")

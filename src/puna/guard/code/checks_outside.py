@@ -84,7 +84,8 @@ def bounded(known: Facts, path: str, start: int, end: int) -> bool:
 def length_from_outside(function: Node) -> Iterable[Node]:
     """A length or index that came from outside reaches memory with nothing compared: the size of a copy, an index."""
     known = facts(function)
-    for node, path in _carried(known, [(n, p) for pattern in (WIRE, TEXT_NUMBER) for n, p, _ in taken(known, pattern)]):
+    numbers = [(n, p) for pattern in (WIRE, TEXT_NUMBER) for n, p, _ in taken(known, pattern)]
+    for node, path in _carried(known, [*numbers, *_composed(known)]):
         start = known.place[id(node)] + len(node.walk())
         for at in range(start, len(known.nodes)):
             use = known.nodes[at]
@@ -94,6 +95,43 @@ def length_from_outside(function: Node) -> Iterable[Node]:
                 if not bounded(known, path, start, at) and not loop_bounded(known, path, use):
                     yield use
                 break
+
+
+def _composed(known: Facts) -> Iterable[tuple[Node, str]]:
+    """Numbers that are put together from bytes: `n = p[0] << 8 | p[1]`."""
+    for node in known.of("assign"):
+        value = bare(node.args[0]) if node.args and node.name == "=" else node
+        if node.base is None or value.kind != "binary" or value.name not in ("|", "+"):
+            continue
+        parts = value.walk()
+        bytes_read = any(n.kind == "index" or (n.kind == "unary" and n.name == "*") for n in parts)
+        shifted = any(n.kind == "binary" and n.name == "<<" for n in parts)
+        if shifted and bytes_read and node.base.path() and not any(n.kind == "call" for n in parts):
+            yield node, node.base.path()
+
+
+_FROM_USER = re.compile(r"^(__)?(copy_from_user|get_user|copy_from_sockptr)$|^copyin$")
+
+
+@check("index-from-user", "call", "index")
+def index_from_user(function: Node) -> Iterable[Node]:
+    """Linux: a number in a structure that came from user space is an index, and nothing compares it."""
+    known = facts(function)
+    for call in known.of("call"):
+        if not _FROM_USER.match(called(call)) or len(call.args) < 2:
+            continue
+        target = bare(call.args[1] if called(call) == "copyin" else call.args[0])
+        root = (target.args[0] if target.kind == "unary" and target.name == "&" else target).path()
+        start = known.place[id(call)] + len(call.walk())
+        for use in known.nodes[start:] if root else ():
+            if use.kind != "index" or len(use.args) != 1:
+                continue
+            path = bare(use.args[0]).path()
+            if not (path == root or path.startswith(root + ".")) or loop_bounded(known, path, use):
+                continue
+            if not bounded(known, path, start, known.place[id(use)]) and not known.compared(path):
+                yield use
+                return
 
 
 def _carried(known: Facts, taken: list[tuple[Node, str]]) -> list[tuple[Node, str]]:
@@ -154,74 +192,3 @@ def bound_overflows(function: Node) -> Iterable[Node]:
                 and any(bare(a).path() in wire or bare(a).path() in given for a in total.args[1:])
             ):
                 yield node
-
-
-_UNREAD = re.compile(r"^Stream_Read_(U?INT(8|16|32|64))|^Stream_Read$|^Stream_Seek(_U?INT\d+)?$")
-
-
-_READ_TESTED = re.compile(
-    r"^Stream_(GetRemaining\w+|CheckAndLog\w+|Ensure\w+|SafeSeek\w*|New|EnsureRemaining\w+|StaticInit)$"
-)
-
-
-@check("stream-unread", "call")
-def stream_unread(function: Node) -> Iterable[Node]:
-    """Winpr streams: fields are read before anything asked how many bytes remain; after a step of unknown length it
-    must be asked again."""
-    known = facts(function)
-    asked = False
-    for node in known.of("call"):
-        name = called(node)
-        if _READ_TESTED.search(name):
-            asked = True
-        elif _UNREAD.search(name):
-            if not asked:
-                yield node
-                return
-            if name in ("Stream_Seek", "Stream_Read") and node.args and bare(node.args[-1]).kind != "number":
-                asked = False
-
-
-_JOINS = re.compile(
-    r"(?i)^(\w*_)?(concat|join|append|make|build)_?(full_?)?path(_?(file|name))?$|^(\w*_)?path_?(join|concat|append|cat|combine)\w{0,2}$"
-    r"|^g_build_(file)?name$"
-)
-
-
-@check("path-unchecked", "call")
-def path_unchecked(function: Node) -> Iterable[Node]:
-    """A file's path is joined from a folder and a name that the caller gave, and nothing looked at the name."""
-    known = facts(function)
-    for node in known.of("call"):
-        if not _JOINS.search(called(node)) or len(node.args) < 2:
-            continue
-        for argument in node.args[1:]:
-            path = bare(argument).path()
-            if path in known.parameters and not _judged(known, path) and not _passed_to_test(known, path, node):
-                yield node
-                break
-
-
-def _judged(known: Facts, path: str) -> bool:
-    """Whether a condition looks at the text, other than for being one certain word or empty."""
-    for node in known.nodes:
-        if (
-            known.in_test(node)
-            and node.kind == "call"
-            and any(bare(a).path() == path for a in node.args)
-            and called(node) not in ("strcmp", "strcasecmp", "g_strcmp0", "streq", "STREQ")
-        ):
-            return True
-        if node.kind == "index" and node.base is not None and node.base.path() == path and known.in_test(node):
-            return True
-    return False
-
-
-def _passed_to_test(known: Facts, path: str, node: Node) -> bool:
-    for other in known.nodes[: known.place[id(node)]]:
-        tests = other.kind == "call" and re.search(
-            r"(?i)valid|check|clean|saniti|correct|basename|strchr|strstr|normali|allowed|safe", called(other)
-        )
-        if tests and any(a.path() == path for a in other.args):
-            return True
-    return False

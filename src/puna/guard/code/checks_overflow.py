@@ -129,3 +129,22 @@ def overflow_tested_late(function: Node) -> Iterable[Node]:
                 at = known.place[id(before)]
                 if product and not any(bounded_before(known, bare(a).path(), at) for a in value.args):
                     yield node
+
+
+_KERNEL = re.compile(r"^(devm_)?k[mvz]*alloc(_node)?$|^vz?alloc$")
+
+
+@check("allocation-open-coded", "call", "binary")
+def allocation_open_coded(function: Node) -> Iterable[Node]:
+    """Linux: `kmalloc(n * sizeof(*p))` with an n that nothing bounds, where kmalloc_array would test the product."""
+    known = facts(function)
+    for node in known.of("call"):
+        for size in map(bare, node.args[:2] if _KERNEL.match(called(node)) else []):
+            if size.kind != "binary" or size.name != "*" or not any(called(bare(a)) == "sizeof" for a in size.args):
+                continue
+            factors = [bare(a) for a in size.args if called(bare(a)) != "sizeof"]
+            counts = all(f.kind in ("name", "member") and not f.name.isupper() for f in factors)
+            at = known.place[id(node)]
+            if factors and counts and not any(bounded_before(known, f.path(), at) for f in factors):
+                yield node
+                break
