@@ -9,7 +9,7 @@ from puna.guard.code.pattern import Patterns, last_name
 from puna.guard.code.value import HOLE, MAX_TEXT, Atom, Value
 
 Test = Callable[[Value | None], "Atom | bool"]  # an atom: holds, and this is where the value came from
-ANY_LABEL = frozenset({"input", "local", "parameter", "unknown"})
+ANY_LABEL = frozenset({"input", "address", "local", "parameter", "unknown"})
 KEYS = frozenset(
     """absent above all any below built constant equals from has item kind length_below matches mentions name not path
     starts_built""".split()  # noqa: SIM905 - a list of words

@@ -227,6 +227,15 @@ class Expressions(ABC):
         self.listener.imported(node, scope)
         return Value(node=node)
 
+    def meet(self, paths: set[str], env: Env, node: Node) -> None:
+        """Note the members among these that are input, so that what a condition shows of them is kept."""
+        for path in paths:
+            first = path.split(".", 1)[0]
+            if first != path and path not in env and (first not in env or first in SELF):
+                known = self.sourced(Value(paths=(path,), node=node))
+                if known.atoms:
+                    env[path] = known
+
     def sourced(self, value: Value) -> Value:
         """Labelled as a source of input, where one of its paths is one."""
         label = self.known.about(value.paths).label

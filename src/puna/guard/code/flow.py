@@ -6,14 +6,14 @@ holds as `checked` where the test held. A call of a function
 of the same file takes the function's result, and input that goes into such a function is followed into it.
 """
 
-from puna.guard.code import strings
+from puna.guard.code import names, strings
 from puna.guard.code.budget import Budget
 from puna.guard.code.expressions import SELF, Expressions, check
 from puna.guard.code.guards import tested
 from puna.guard.code.knowledge import Knowledge
 from puna.guard.code.pattern import Patterns
 from puna.guard.code.scope import Call, Env, Listener, Scope
-from puna.guard.code.value import MAX_PATHS, Atom, Value, cleaned, either, join_atoms
+from puna.guard.code.value import MAX_PATHS, Atom, Value, cleaned, either, join_atoms, merge
 from puna.guard.code.view import Node
 
 LATE = frozenset({"catch", "function", "class"})  # walked even where the statements before them leave
@@ -67,6 +67,8 @@ class Flow(Expressions):
                 ended = True
             elif kind == "call":
                 self.call(node, env, scope, used=False)
+                if node.base is not None and names.checks(node.base.name):
+                    check(env, {path for a in node.args if (path := a.path())})
                 ended = ended or strings.ends(node)
             else:
                 self.evaluate(node, env, scope)
@@ -77,8 +79,10 @@ class Flow(Expressions):
         test = node.args[0]
         self.evaluate(test, env, scope)
         scope.tests.append(test)
+        asked = tested(test)
+        self.meet(asked, env, test)
         then_env, else_env = dict(env), dict(env)
-        checked = {name: cleaned(env[name], "checked") for name in tested(test) if name in env}
+        checked = {name: cleaned(env[name], "checked") for name in asked if name in env}
         then_env.update(checked)
         then_left = self.block(node.body, then_env, scope)
         if then_left or node.orelse:
@@ -86,7 +90,7 @@ class Flow(Expressions):
         else_left = self.block(node.orelse, else_env, scope) if node.orelse else False
         if then_left and else_left:
             return True
-        merged = else_env if then_left else then_env if else_left else _merge(then_env, else_env)
+        merged = else_env if then_left else then_env if else_left else merge(then_env, else_env)
         if not then_left and not else_left:  # the branches meet again: what the test showed no longer holds
             merged.update((name, env[name]) for name, value in checked.items() if merged[name] is value)
         env.clear()
@@ -108,7 +112,7 @@ class Flow(Expressions):
             scope.tests.append(node.args[0])
             check(inside, tested(node.args[0]))
         if not self.block(node.body, inside, scope):
-            merged = _merge(inside, env)
+            merged = merge(inside, env)
             env.clear()
             env.update(merged)
         return Value(node=node)
@@ -260,7 +264,7 @@ class Flow(Expressions):
             if helper is not None:
                 return self.helped(helper, call, env, scope)
         result_paths = paths if node.new else tuple(p + "()" for p in paths)
-        inputs = [*([receiver] if receiver is not None else []), *args]
+        inputs = [*([receiver] if receiver is not None else []), *(args[1:] if strings.looks_up(call) else args)]
         atoms = join_atoms(inputs)
         if not atoms and not node.new:
             atoms = (Atom("unknown", (paths[0] + "()")[:80], node.start),)
@@ -327,11 +331,3 @@ class Flow(Expressions):
 
 def _marked(node: Node, patterns: Patterns) -> bool:
     return any(patterns.match([mark.base.path() if mark.base is not None else ""]) for mark in node.marks)
-
-
-def _merge(one: Env, other: Env) -> Env:
-    merged = dict(other)
-    for name, value in one.items():
-        there = other.get(name)
-        merged[name] = value if there is None or there is value else either([value, there])
-    return merged

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 
 from puna.guard.code.knowledge import Knowledge
+from puna.guard.code.names import purposes
 from puna.guard.code.value import MAX_PATHS, UNKNOWN, Atom, Value, cleaned, compose, constant, join_atoms
 from puna.guard.code.view import Node
 
@@ -16,6 +17,11 @@ KEEP = frozenset(
 )
 APPEND = frozenset(
     """append push add concat << insert extend push_str WriteString Append AppendFormat AppendLine Add addAll""".split()  # noqa: SIM905 - a list of words
+)
+# functions that give a text in the reader's language
+TRANSLATED = frozenset(
+    """_ gettext ugettext lazy_gettext gettext_lazy ugettext_lazy gettext_noop ngettext ungettext ngettext_lazy
+    ungettext_lazy N_ _l""".split()  # noqa: SIM905 - a list of words
 )
 _NUMERIC = re.compile(
     r"^((const|final|unsigned|signed)\s+)*(int|Int|Integer|long|Long|short|Short|float|Float|double|Double|bool|boolean|"
@@ -148,6 +154,8 @@ def composed(known: Knowledge, call) -> Value | None:  # type: ignore[no-untyped
             if "{" in text
             else percent(template, rest, Value(atoms=join_atoms(rest)), node)
         )
+    if name in TRANSLATED and args and is_text(args[0]):
+        return args[0]
     if receiver is None or node.base is None or node.base.kind != "member":
         return None
     if name == "format" and is_text(receiver):
@@ -168,6 +176,20 @@ def composed(known: Knowledge, call) -> Value | None:  # type: ignore[no-untyped
             node=node,
         )
     return None
+
+
+_GETTERS = frozenset({"get", "fetch", "getOrDefault", "TryGetValue", "at"})
+
+
+def looks_up(call) -> bool:  # type: ignore[no-untyped-def]
+    """Whether a call takes what a table written in the program holds under a key: `COLUMNS.get(name)`."""
+    base = call.node.base
+    if base is None or base.kind != "member" or base.name not in _GETTERS or base.base is None or not call.args:
+        return False
+    table = call.receiver
+    if table is not None and table.keys is not None and table.items is not None:
+        return all(v.known() for v in table.items)
+    return base.base.kind in ("name", "member") and base.base.name.isupper() and len(base.base.name) > 3
 
 
 _ONLY = re.compile(r"\[\^[\w\\\- ]*\][+*]?")  # whatever isn't a letter, a digit, - or _
@@ -193,7 +215,7 @@ def cleans(known: Knowledge, call) -> Sequence[str]:  # type: ignore[no-untyped-
         return ["all"] if _ONLY.fullmatch(args[0].const) else []
     elif name in ("str", "unicode") and len(args) == 1 and call.receiver is None and not args[0].atoms:
         return ["all"]
-    return known.about(paths).purposes
+    return known.about(paths).purposes or (purposes(name) if args and not call.node.new else ())
 
 
 def write(known: Knowledge, call, env: dict[str, Value]) -> None:  # type: ignore[no-untyped-def]

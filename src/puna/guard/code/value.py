@@ -100,6 +100,15 @@ def either(values: list[Value]) -> Value:
     )
 
 
+def merge(one: dict[str, Value], other: dict[str, Value]) -> dict[str, Value]:
+    """What names hold where two ways meet."""
+    merged = dict(other)
+    for name, value in one.items():
+        there = other.get(name)
+        merged[name] = value if there is None or there is value else either([value, there])
+    return merged
+
+
 def compose(values: list[Value], node: Node | None = None) -> Value:
     """Text made of parts in order: constants are written out, everything else is a HOLE."""
     text = ""
