@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pictures import as_image, read_nlvr, reordered
+from pictures import as_image, is_tower, read_nlvr, reordered
 from PIL import Image
 from questions import ASK_CLOTHES, ASK_TRUE
 from see import NO, YES, clothes_answer
@@ -46,10 +46,12 @@ def sentences(data: Path) -> list[Question]:
 def statements(data: Path) -> list[Question]:
     """Statements from templates, two about each picture of NLVR's held-out sentences."""
     chance, found = random.Random(1), []
-    for one in (one for one in read_nlvr(data / "images/nlvr.tar") if one.held_out):
+    unseen = [one for one in read_nlvr(data / "images/nlvr.tar") if one.held_out]
+    others = {towers: [one.scene for one in unseen if is_tower(one.scene) == towers] for towers in (True, False)}
+    for one in unseen:
         for _ in range(2):
             order, png = chance.choice(one.pictures)
-            text, true = state(chance, reordered(one.scene, order))
+            text, true = state(chance, reordered(one.scene, order), others[is_tower(one.scene)])
             found.append(Question(as_image(png), ASK_TRUE.format(text), YES if true else NO, one.number))
     return found
 

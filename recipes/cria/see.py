@@ -22,7 +22,6 @@ from pictures import (
     as_image,
     draw,
     invent,
-    is_tower,
     read_nlvr,
     reordered,
 )  # fmt: skip
@@ -44,14 +43,14 @@ from puna.train.loss import IGNORED, token_losses
 from puna.train.optimizer import Optimizer
 from puna.train.separate import Separate
 
-SCENES, CLOTHES_TALKS, TEXT = 8, 8, 1000  # of a step: conversations, and tokens of text alone
-RATE, MATRIX_RATE, WARMUP = 0.001, 0.005, 30
+SCENES, CLOTHES_TALKS, TEXT = 9, 6, 700  # of a step: conversations, and tokens of text alone
+RATE, MATRIX_RATE, WARMUP = 0.002, 0.01, 30
 FAITH = 5.0  # weight of the divergence from TEXT's predictions, in nats a token
 LONGEST = 900  # tokens of a text
 # What `prepare.py` wrote, and how often it is shown.
 TEXTS = {"openings": 0.3, "bodies": 0.1, "news": 0.05, "talks": 0.1, "topics": 0.2, "dolly": 0.15, "commands": 0.05,
          "sums": 0.03, "persona": 0.02}  # fmt: skip
-TURNS = 9
+TURNS = 8
 YES, NO = "Yes.", "No."
 Talk = tuple[list[dict[str, Any]], Image.Image]
 
@@ -89,7 +88,7 @@ def turns(exchanges: list[tuple[str, str]], picture: bool) -> list[dict[str, Any
 
 
 def scene_talk(chance: random.Random, seen: list[Sentence], stating: float) -> Talk:
-    """A conversation about a scene; a share `stating` of its turns are statements."""
+    """A conversation about a scene: questions, of which a share `stating` are statements, and then what there is."""
     sentence = None
     if chance.random() < 0.3:
         sentence = chance.choice(seen)
@@ -107,9 +106,7 @@ def scene_talk(chance: random.Random, seen: list[Sentence], stating: float) -> T
             exchanges.append(ask(chance, scene))
     if sentence:
         exchanges[chance.randrange(3)] = (ASK_TRUE.format(sentence.text), YES if sentence.true else NO)
-    elif chance.random() < (0.3 if is_tower(scene) else 0.2):
-        exchanges[chance.randrange(3)] = (ASK_SCENE, describe(scene))
-    return turns(exchanges, True), image
+    return turns([*exchanges, (ASK_SCENE, describe(scene))], True), image
 
 
 def clothes_talk(chance: random.Random, image: np.ndarray, label: int) -> Talk:
