@@ -119,6 +119,31 @@ def path_printed(function: Node) -> Iterable[Node]:
             return
 
 
+_REQUESTED = re.compile(
+    r"(?i)^(http_request_\w*(param|query|path|uri)\w*|(\w+_)?get_?(param|query|uri|url|path_?info)\w*"
+    r"|evhttp_request_get_uri|MHD_lookup_connection_value|FCGX_GetParam|mg_get_var|cgi\w*param\w*)$"
+)
+_REACHES = ("fopen", "open", "unlink", "access", "stat", "lstat", "remove", "rename", "opendir", "rmdir", "mkdir")
+
+
+@check("path-from-request", "assign", "call")
+def path_from_request(function: Node) -> Iterable[Node]:
+    """A file is reached by a name that came with an HTTP request, and nothing looked at the name."""
+    known = facts(function)
+    for node in known.of("assign"):
+        path = node.base.path() if node.base is not None and node.args else ""
+        if not path or not _REQUESTED.match(called(bare(node.args[0]))) or _knows_parents(known):
+            continue
+        calls = [n for n in known.of("call") if any(bare(a).path() == path for a in n.args)]
+        if any(re.search(r"(?i)good|strchr|strstr|strpbrk|regex|match", called(n)) or _CLEANS.search(called(n))
+               for n in calls):  # fmt: skip
+            continue
+        for use in calls:
+            if called(use) in _REACHES and bare(use.args[0]).path() == path:
+                yield use
+                return
+
+
 @check("archive-path", "call")
 def archive_path(function: Node) -> Iterable[Node]:
     """A file or folder is made by the name of an archive's entry, and nothing looks for `..` in it."""

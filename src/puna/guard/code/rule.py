@@ -24,6 +24,7 @@ from puna.guard.code import (  # noqa: F401 - they register checks
     checks_overflow,
     checks_paths,
     checks_record,
+    checks_source,
     checks_stream,
     checks_text,
     checks_walk,
