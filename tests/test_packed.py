@@ -33,6 +33,8 @@ KINDS: dict[str, Callable[[torch.Tensor], Weight]] = {
     "int8 a row": lambda w: quantize(w, 8, w.shape[1]),
     "int4": lambda w: quantize(w, 4),
     "int4 of 64": lambda w: quantize(w, 4, 64),
+    "int6": lambda w: quantize(w, 6),
+    "int6 of 16": lambda w: quantize(w, 6, 16),
     "float8": float8,
 }
 
@@ -108,7 +110,7 @@ def test_quantising_picks_scales_with_less_error_than_the_largest_weight_gives()
         assert error < bound
         assert error <= (simple.flatten(1) - weight).norm() / weight.norm() * 1.001
     assert torch.equal(quantize(torch.zeros(4, 32), 4).dequantize(), torch.zeros(4, 32))
-    with pytest.raises(PunaError, match="4 or 8 bits, not 3"):
+    with pytest.raises(PunaError, match="4, 6 or 8 bits, not 3"):
         quantize(weight, 3)
 
 

@@ -56,9 +56,9 @@ RANK_405B_16 = 126 * (2 * 1_024 + 2 * 128 + 3 * 3_328) * 16_384 + 2 * 8_016 * 16
         # 124 layers' feed-forward at one byte; float32 scales: 2 * 6656 rows of gate and up, 16384 of down
         ("llama-3.1-405b", Mesh(8), "fp8",
          2 * RANK_405B_8 - 124 * 3 * 6_656 * 16_384 + 124 * 4 * (2 * 6_656 + 16_384)),
-        # linear layers at 4 bits and a float16 scale for 32 inputs, which is 4.5 bits; the vocabulary at 8 and 128
+        # linear layers at 4 bits and a float16 scale for 32 inputs, which is 4.5 bits; the vocabulary at 6 and 128
         ("llama-3.1-405b", Mesh(8), "int4",
-         126 * (2 * 2_048 + 2 * 128 + 3 * 6_656) * 16_384 * 9 // 16 + 2 * 16_032 * 16_384 * 65 // 64 + 2 * NORMS_405B),
+         126 * (2 * 2_048 + 2 * 128 + 3 * 6_656) * 16_384 * 9 // 16 + 2 * 16_032 * 16_384 * 49 // 64 + 2 * NORMS_405B),
         # Maverick at 8: D 5120, H 40, G 8, K 128; 24 layers of 128 experts 8192 wide and one shared; 24 of 16384
         ("llama-4-maverick", Mesh(8, 8), "bf16", 2 * (
             48 * (2 * 640 + 2 * 128) * 5_120 + 24 * 3 * 2_048 * 5_120 + 24 * (16 * 3 * 8_192 + 3 * 1_024 + 128) * 5_120

@@ -19,7 +19,7 @@ from puna.checkpoint.safetensors_write import write_weights
 from puna.cli.main import app
 from puna.errors import PunaError
 from puna.model.native import kernels
-from puna.model.quantized import Float8, Quantized, Weight, plain
+from puna.model.quantized import Float8, Quantized, Weight, plain, stored_bits
 
 torch.set_num_threads(1)
 KINDS = ["llama3.1", "llama3.2", "scout", "maverick"]
@@ -228,7 +228,7 @@ def test_export_to_gguf_and_back_keeps_integers(tmp_path: Path) -> None:
 @pytest.mark.filterwarnings("ignore:llama.cpp")
 @pytest.mark.parametrize("kind", ["llama3.1", "llama3.2", "scout"])
 def test_export_to_gguf_keeps_the_files_own_bits(kind: str, tmp_path: Path) -> None:
-    """Without --type: 4 bits in Q4_0, the head's 8 in Q8_0, floats as they are; llama.cpp's float32 for the vectors."""
+    """Without --type: 4 bits in Q4_0, the head's 6 in Q8_0, floats as they are; llama.cpp's float32 for the vectors."""
     config = tiny.CONFIGS[kind].with_(hidden_size=64, head_dim=16, intermediate_size=96)
     folder = save(tiny.decoder(config, dtype=torch.bfloat16), config, None, tmp_path / "plain")
     exported(folder, "few", "--quantize", "int4")
@@ -240,7 +240,7 @@ def test_export_to_gguf_keeps_the_files_own_bits(kind: str, tmp_path: Path) -> N
         for one, other in zip(*(w if isinstance(w, list) else [w] for w in (weight, found)), strict=True):
             if isinstance(one, Quantized):
                 assert isinstance(other, Quantized)
-                assert one.bits == other.bits
+                assert stored_bits(one.bits) == other.bits
                 assert torch.equal(one.values, other.values), name
                 assert torch.equal(one.dequantize(), other.dequantize()), name
             else:
@@ -265,3 +265,23 @@ def test_export_to_gguf_says_what_it_rounds(tmp_path: Path) -> None:
     assert "rounded anew to BF16" in exported(path, "m.gguf", "--format", "gguf")
     exact = open_source(path).read(name)
     assert torch.equal(open_source(path.parent / "m.gguf").read(name), exact.bfloat16().float())
+
+
+@pytest.mark.parametrize("kind", ["llama3.1", "llama3.2"])  # a head of its own, and one tied to the embedding
+def test_a_head_of_six_bits_is_stored_in_eight_and_held_in_six(kind: str, tmp_path: Path) -> None:
+    weights = few(kind, 4)
+    name = "lm_head.weight" if "lm_head.weight" in weights else "embed_tokens.weight"
+    head = weights[name]
+    assert isinstance(head, Quantized)
+    assert head.bits == 6
+    read = open_source(written(tmp_path / "six", kind, weights)).read_packed(name)
+    assert isinstance(read, Quantized)
+    assert (read.bits, read.group) == (6, head.group)
+    assert torch.equal(read.values, head.values)
+    wide = head.values.clone()
+    wide[3, 5] = 32  # somebody else's head under our metadata
+    weights[name] = Quantized(6, wide, head.scales, head.group)
+    kept = open_source(written(tmp_path / "eight", kind, weights)).read_packed(name)
+    assert isinstance(kept, Quantized)
+    assert kept.bits == 8
+    assert torch.equal(kept.values, wide)

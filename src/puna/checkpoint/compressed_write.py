@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from puna.model.quantized import Float8, Weight, Words, by_rows
+from puna.model.quantized import Float8, Weight, Words, by_rows, stored_bits
 from puna.model.words import pack_int32
 
 _Key = tuple[str, int, str, int | None]  # format, bits, strategy, group
@@ -53,8 +53,9 @@ class CompressedWriter:
         else:
             by_row = weight.group >= columns
             shared: tuple[str, int | None] = ("channel", None) if by_row else ("group", weight.group)
-            self._modules.setdefault(("pack-quantized", weight.bits, *shared), []).append(module)
-            words = weight.words if isinstance(weight, Words) else pack_int32(weight.values.contiguous(), weight.bits)
+            bits = stored_bits(weight.bits)
+            self._modules.setdefault(("pack-quantized", bits, *shared), []).append(module)
+            words = weight.words if isinstance(weight, Words) else pack_int32(weight.values.contiguous(), bits)
             yield f"{module}.weight_packed", words
             yield f"{module}.weight_shape", torch.tensor([weight.shape[0], columns])
         yield f"{module}.weight_scale", weight.scales

@@ -18,7 +18,7 @@ def fallback(weight: Tensor) -> Quantized:
 
 
 def quantised(name: str, weight: Weight | list[Weight], bits: int, tied: bool) -> Weight | list[Weight]:
-    """A decoder's weight in few bits: `bits` for what is multiplied in each layer, HEAD_BITS for the output.
+    """A decoder's weight in few bits: `bits` for what is multiplied in each layer, HEAD_BITS of them for the output.
 
     Norms, routers, towers and an embedding that is not `tied` to the output stay as they are, and so do integers that
     have these bits already; integers of 4 bits become 8 bits wide without a change of value. Routed experts [E, K, N]
@@ -34,7 +34,7 @@ def quantised(name: str, weight: Weight | list[Weight], bits: int, tied: bool) -
         return weight
     if isinstance(weight, Tensor) and weight.ndim == 3:
         return [requantized(one.T, bits) for one in weight]
-    return requantized(weight, HEAD_BITS if name in ("embed_tokens.weight", "lm_head.weight") else bits)
+    return requantized(weight, HEAD_BITS[bits] if name in ("embed_tokens.weight", "lm_head.weight") else bits)
 
 
 def beside(weights: Iterable[Weight]) -> Weight:

@@ -73,7 +73,7 @@ def _blockwise(module: BlockwiseLinear) -> Weight:
         return Float8(values, module.scales)
     if module.halved:  # the low half of a byte comes first
         values = torch.stack(((values << 4) >> 4, values >> 4), -1).flatten(1)[:, : module.inputs]
-    return Quantized(4 if module.halved else 8, values, module.scales, module.group)
+    return Quantized(module.bits, values, module.scales, module.group)
 
 
 def _attention(attention: nn.Module, rows: Sequence[int], name: str) -> Named:

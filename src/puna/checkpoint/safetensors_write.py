@@ -19,6 +19,7 @@ from puna.checkpoint.huggingface import EMBEDDING_IS_HEAD, INDEX
 from puna.checkpoint.named import named_weights
 from puna.checkpoint.safetensors_read import BITS, DTYPES
 from puna.checkpoint.source import GenerationDefaults
+from puna.checkpoint.stored import HEAD_IN_SIX
 from puna.errors import PunaError
 from puna.family.config import ModelConfig
 from puna.model import Decoder
@@ -62,6 +63,7 @@ def write_weights(
     Of these never more than one shard is held. `stated` is the dtype that config.json names. Other readers know no
     embedding in few bits, so that is written in `stated`; where it is the output matrix too, its bits are written as
     `lm_head`, and each file's metadata say that the two are one (whoever writes other weights writes other metadata).
+    A head of 6 bits is written in 8, which the metadata say, too.
     """
     fields = write_config(config, stated)
     compressed = CompressedWriter()
@@ -75,6 +77,8 @@ def write_weights(
                     continue
                 name, fields["tie_word_embeddings"] = "lm_head.weight", False
                 metadata.update(EMBEDDING_IS_HEAD)
+            if name == "lm_head.weight" and isinstance(weight, Quantized) and weight.bits == 6:
+                metadata.update(HEAD_IN_SIX)
             yield from compressed.tensors(hf_name(name, config), weight)
 
     with _new_folder(path) as folder:

@@ -18,6 +18,7 @@ from puna.model.quantized import Float8, Quantized, Weight, Words, plain
 from puna.model.words import unpack_int32
 
 Files = Mapping[str, SafetensorsFile]
+HEAD_IN_SIX = {"puna.head_bits": "6"}  # in a file's metadata: the output layer's integers have 6 bits, stored in 8
 _AGAIN = "Download the file again"
 # Tensors beside a weight that say how activations and caches were quantised: nothing that a weight needs.
 _LEFT_OUT = ("input_scale", "input_zero_point", "input_scale_ub", "input_global_scale", "output_scale",
@@ -191,7 +192,7 @@ class Compressed:
             return Float8(values, scales.float()) if group >= columns else self._scaled(values.float(), scales, group)
         coarse = group % FINEST == 0 or group >= columns
         if self.scheme.packed and self.scheme.symmetric and coarse:
-            return Words(self.scheme.bits, values, columns, scales, group)
+            return Words(6 if self._in_six(values) else self.scheme.bits, values, columns, scales, group)
         if self.scheme.packed:
             values = unpack_int32(values, self.scheme.bits, columns)
         elif self.scheme.bits == 4 and not values.is_meta and (int(values.min()) < -8 or int(values.max()) > 7):
@@ -202,6 +203,16 @@ class Compressed:
         if coarse and (shifted.is_meta or (int(shifted.min()) >= -128 and int(shifted.max()) <= 127)):
             return Quantized(8, shifted.to(torch.int8), scales, group)
         return self._scaled(shifted, scales, group)
+
+    def _in_six(self, words: Tensor) -> bool:
+        """Whether the file says that these are 6 bits in 8, and they are."""
+        said = HEAD_IN_SIX.items() <= self._files[self._bits].metadata.items() and self.module.endswith("lm_head")
+        if not said or self.scheme.bits != 8 or self.shape[1] % 4:
+            return False
+        if words.is_meta:
+            return True
+        least, most = words.view(torch.uint8).aminmax()
+        return int(least) >= 128 - 32 and int(most) < 128 + 32
 
     def _scaled(self, values: Tensor, scales: Tensor, group: int) -> Tensor:
         return values * scales.float().repeat_interleave(group, 1)[:, : self.shape[1]]

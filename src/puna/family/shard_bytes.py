@@ -45,13 +45,13 @@ def formats(config: ModelConfig) -> Mapping[str, Format]:
         )
     )
     eight: Mapping[Part, tuple[int, int]] = {"vocabulary": (8, 128), **dict.fromkeys(_LINEAR, (8, 128))}
-    four: Mapping[Part, tuple[int, int]] = {"vocabulary": (8, 128), **dict.fromkeys(_LINEAR, (4, 32))}
+    four: Mapping[Part, tuple[int, int]] = {"vocabulary": (6, 128), **dict.fromkeys(_LINEAR, (4, 32))}
     return {
         "bf16": Format("bfloat16 throughout"),
         "fp8": fp8,
         "int8": Format("all matrices but routers in 8 bits with a float16 scale for 128 inputs", eight, 16),
-        "int4": Format("linear layers in 4 bits with a float16 scale for 32 inputs, embedding and output as int8", four,
-                       16),
+        "int4": Format("linear layers in 4 bits with a float16 scale for 32 inputs, embedding and output in 6 bits "
+                       "with one for 128", four, 16),
     }  # fmt: skip
 
 

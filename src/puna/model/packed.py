@@ -5,7 +5,8 @@ Legend: M rows, N outputs, K inputs, P panels, S groups of inputs.
 """
 
 import ctypes
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -15,10 +16,10 @@ from puna.errors import PunaError
 from puna.model import pages
 from puna.model.elementwise import silu_mul
 from puna.model.native import Kernels, kernels, threads
-from puna.model.quantized import Float8, Quantized, Weight, Words
+from puna.model.quantized import Float8, Quantized, Weight, Words, stored_bits
 
 PANEL = 16  # outputs side by side
-KINDS = {"float32": 0, "bfloat16": 1, "int8": 2, "int4": 3, "float8": 4}
+KINDS = {"float32": 0, "bfloat16": 1, "int8": 2, "int4": 3, "float8": 4, "int6": 5}
 SCALES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 PLACES = ("cpu", "meta")  # without memory, on the meta device, a load is rehearsed
 FINEST = 16  # inputs that share a scale, at least: the kernel's step
@@ -117,18 +118,30 @@ class Panels:
 
     def unpack(self) -> Weight:
         """The weight as it was given, bit for bit (a scale a row may come back as one a group)."""
+        if self.kind == "int6":
+            return Quantized(6, self._six_values(), self._scales_NS(), self.group)
         steps = self.panels.movedim(2, 1).flatten(0, 1)[: self.outputs]  # [N, K / step, step]
         if self.kind in ("float32", "bfloat16"):
             return steps.flatten(1)[:, : self.width].contiguous()
-        scales = self.scales[..., 0].movedim(2, 1).flatten(0, 1)[: self.outputs]
+        scales = self._scales_NS()
         if self.kind == "float8":
             values = steps.flatten(1)[:, : self.width].contiguous().view(torch.float8_e4m3fn)
-            return Float8(values, scales.contiguous())
+            return Float8(values, scales)
         if self.kind == "int4":
             steps = torch.cat((steps & 15, steps >> 4), -1)
         zero = 8 if self.kind == "int4" else 128
         values = (steps.flatten(1)[:, : self.width].to(torch.int16) - zero).to(torch.int8)
-        return Quantized(int(self.kind[-1]), values, scales.contiguous(), self.group)
+        return Quantized(int(self.kind[-1]), values, scales, self.group)
+
+    def _scales_NS(self) -> Tensor:
+        return self.scales[..., 0].movedim(2, 1).flatten(0, 1)[: self.outputs].contiguous()
+
+    def _six_values(self) -> Tensor:
+        low, high = self.panels[:, :, :2], self.panels[:, :, 2]  # [P, K / 16, 2, 16, 4] and [P, K / 16, 16, 4]
+        fours = torch.stack((low[:, :, 0] & 15, low[:, :, 0] >> 4, low[:, :, 1] & 15, low[:, :, 1] >> 4), 2)
+        pairs = torch.stack([high >> 2 * i & 3 for i in range(4)], 2)
+        values = (fours | pairs << 4).permute(0, 3, 1, 2, 4).flatten(2).flatten(0, 1)  # [N, K]
+        return (values[: self.outputs, : self.width].to(torch.int16) - 32).to(torch.int8)
 
 
 class PackedLinear(nn.Module):
@@ -219,33 +232,48 @@ def _panels(matrix: Tensor, inputs: int, step: int) -> Tensor:
     if N % PANEL or inputs != K:
         matrix = F.pad(matrix, (0, inputs - K, 0, -N % PANEL))
     panels = matrix.view(-1, PANEL, inputs // step, step).transpose(1, 2)
-    return _empty_like(panels).copy_(panels)
+    return _empty(panels.shape, panels.dtype, panels.device).copy_(panels)
 
 
 def _panel_words(words: Tensor, bits: int) -> Tensor:
     """Words [N, W] of `pack-quantized`, N a multiple of 16 -> [P, W, 16, 1], without unpacking them."""
     N, W = words.shape
-    panels = _empty_like(words.view(-1, W, PANEL, 1))
+    panels = _empty((N // PANEL, W, PANEL, 1), words.dtype, words.device)
     if not words.is_meta:
         words = words.contiguous()
         _native().panel_words(words.data_ptr(), panels.data_ptr(), N, W, bits, threads())
     return panels
 
 
-def _empty_like(panels: Tensor) -> Tensor:
-    """Memory for panels of this shape and dtype, to lie in large pages where it fills some."""
-    if panels.is_meta or panels.nbytes < pages.LARGE:
-        return torch.empty(panels.shape, dtype=panels.dtype, device=panels.device)
-    return pages.allocate(panels.nbytes).view(panels.dtype).view(panels.shape)
+def _panel_six(octets: Tensor, zero: int) -> Tensor:
+    """Bytes [N, K], each `zero` above a value of 6 bits, N and K multiples of 16 -> [P, K / 16, 3, 16, 4]."""
+    N, K = octets.shape
+    panels = _empty((N // PANEL, K // FINEST, 3, PANEL, 4), torch.uint8, octets.device)
+    if not octets.is_meta:
+        octets = octets.contiguous()
+        _native().panel_six(octets.data_ptr(), panels.data_ptr(), N, K, zero, threads())
+    return panels
+
+
+def _empty(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Memory for panels, to lie in large pages where it fills some."""
+    size = math.prod(shape) * dtype.itemsize
+    if device.type == "meta" or size < pages.LARGE:
+        return torch.empty(shape, dtype=dtype, device=device)
+    return pages.allocate(size).view(dtype).view(shape)
 
 
 def _pack_integers(weight: Quantized, inputs: int) -> Tensor:
     zero = 8 if weight.bits == 4 else 128
     N, K = weight.shape
-    per_word = 32 // weight.bits
+    per_word = 32 // stored_bits(weight.bits)
     if isinstance(weight, Words) and (N % PANEL, K % per_word, K) == (0, 0, inputs):
+        if weight.bits == 6:
+            return _panel_six(weight.words.view(torch.uint8), zero)
         return _panel_words(weight.words, weight.bits).view(torch.uint8)
     values = F.pad(weight.values, (0, inputs - K, 0, -N % PANEL)).view(torch.uint8)
+    if weight.bits == 6:
+        return _panel_six(values, 0)
     if weight.bits == 8:
         return _panels(values ^ zero, inputs, 4)  # adding 128 turns the sign bit
     low, high = ((values + zero) & 15).view(-1, inputs // 8, 2, 4).unbind(2)

@@ -24,7 +24,7 @@ from puna.model.vision_packing import TOWER_BITS, fill_tower
 
 Read = Callable[[str], Weight | Sequence[Weight]]
 
-HEAD_BITS = 8  # embedding and output layer, also where the rest has 4 (as Meta's own 4-bit releases do)
+HEAD_BITS = {4: 6, 8: 8}  # embedding and output layer: coarser than the rest, they cost more than their bytes save
 
 
 class Packer:
@@ -58,7 +58,7 @@ class Packer:
         Raises PunaError where experts are to be read on demand and not one fits into memory.
         """
         decoder = self.decoder
-        embedding = self._weight("embed_tokens.weight", self.bits and HEAD_BITS)
+        embedding = self._weight("embed_tokens.weight", self.bits and HEAD_BITS[self.bits])
         tied = decoder.lm_head is None
         if packable(embedding, self.dtype) and (tied or not isinstance(embedding, Tensor)):
             decoder.embed_tokens = PackedEmbedding(embedding, self.dtype)
@@ -66,7 +66,7 @@ class Packer:
             self._assign(decoder.embed_tokens, embedding)
         del embedding  # as stored it is the largest of all
         if not tied:
-            decoder.lm_head = self._linear(self._weight("lm_head.weight", self.bits and HEAD_BITS))
+            decoder.lm_head = self._linear(self._weight("lm_head.weight", self.bits and HEAD_BITS[self.bits]))
         mixtures: dict[int, MixtureOfExperts] = {}
         for at, block in enumerate(decoder.layers):
             assert isinstance(block, Block)

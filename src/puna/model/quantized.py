@@ -14,15 +14,15 @@ from puna.errors import PunaError
 from puna.model.native import Kernels, kernels, threads
 from puna.model.words import unpack_int32
 
-GROUP = {4: 32, 8: 128}  # inputs that share a scale where nobody says; Llama's own 4-bit releases use 32
+GROUP = {4: 32, 6: 128, 8: 128}  # inputs that share a scale where nobody says; Llama's own 4-bit releases use 32
 
 
 @dataclass(frozen=True)
 class Quantized:
     """weight[n, k] = values[n, k] * scales[n, k // group]: symmetric integers."""
 
-    bits: int  # 4 or 8
-    values: Tensor  # int8 [N, K]: -8..7 or -128..127
+    bits: int  # 4, 6 or 8
+    values: Tensor  # int8 [N, K]: -8..7, -32..31 or -128..127
     scales: Tensor  # [N, S], float16, bfloat16 or float32
     group: int  # inputs that share a scale; K where there is one a row
 
@@ -38,12 +38,13 @@ class Quantized:
 
 
 class Words(Quantized):
-    """The same with its values in int32 words, as `pack-quantized` files store them; unpacked only when asked for."""
+    """The same with its values in int32 words, as `pack-quantized` files store them (6 bits in 8); unpacked only when
+    asked for."""
 
     def __init__(self, bits: int, words: Tensor, columns: int, scales: Tensor, group: int) -> None:
         self.__dict__.update(bits=bits, words=words, columns=columns, scales=scales, group=group)
 
-    words: Tensor  # int32 [N, ceil(K * bits / 32)]
+    words: Tensor  # int32 [N, ceil(K * stored_bits(bits) / 32)]
     columns: int  # K
 
     @property
@@ -54,7 +55,7 @@ class Words(Quantized):
     @cached_property
     def values(self) -> Tensor:
         """int8 [N, K]."""
-        return unpack_int32(self.words, self.bits, self.columns)
+        return unpack_int32(self.words, stored_bits(self.bits), self.columns)
 
 
 @dataclass(frozen=True)
@@ -77,14 +78,19 @@ class Float8:
 Weight = Tensor | Quantized | Float8
 
 
+def stored_bits(bits: int) -> int:
+    """What files hold such integers in: other readers know 4 and 8 bits."""
+    return 4 if bits == 4 else 8
+
+
 def quantize(weight_NK: Tensor, bits: int, group: int | None = None) -> Quantized:
     """The nearest symmetric integers, each group's scale chosen among a few for the least squared error.
 
     A scale that clips the largest weight a little often serves the others better: at 4 bits that saves about a tenth
-    of the error. Raises PunaError for other widths than 4 and 8 bits.
+    of the error. Raises PunaError for other widths than 4, 6 and 8 bits.
     """
     if bits not in GROUP:
-        raise PunaError(f"weights can be quantised to 4 or 8 bits, not {bits}")
+        raise PunaError(f"weights can be quantised to 4, 6 or 8 bits, not {bits}")
     group = min(group or GROUP[bits], weight_NK.shape[1])
     native = kernels()
     if weight_NK.is_meta or (native and group % 16 == 0 and group <= 256 and weight_NK.device.type == "cpu"):
@@ -98,7 +104,7 @@ def quantize(weight_NK: Tensor, bits: int, group: int | None = None) -> Quantize
         block = torch.nn.functional.pad(weight_NK[start : start + rows].float(), (0, -K % group))
         grouped = block.unflatten(1, (-1, group))
         largest = grouped.abs().amax(-1, keepdim=True)
-        if bits == 8:
+        if bits != 4:
             scale = _storable(largest / top)
         else:
             signed = torch.where(grouped.amax(-1, keepdim=True) >= largest, -largest, largest)

@@ -23,7 +23,8 @@ class BlockwiseLinear(nn.Module):
         assert isinstance(weight, Quantized | Float8)
         self.outputs, self.inputs = weight.shape
         self.group = weight.group if isinstance(weight, Quantized) else self.inputs
-        self.halved = isinstance(weight, Quantized) and weight.bits == 4
+        self.bits = weight.bits if isinstance(weight, Quantized) else 8
+        self.halved = self.bits == 4
         values = F.pad(weight.values, (0, self.inputs % 2)) if self.halved else weight.values
         self.values: Tensor
         self.scales: Tensor

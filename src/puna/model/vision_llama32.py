@@ -129,15 +129,24 @@ class Llama32Sight(nn.Module):
         x_1ND = torch.cat(parts)[None]
         for layer in self.global_transformer.layers:
             x_1ND = layer(x_1ND, attend)
-        last, *inner = (state[0, : tiles * rows] for state in (x_1ND, *kept))
-        # channel by channel, each with its value after every kept layer
-        return self.multi_modal_projector(torch.cat((last, torch.stack(inner, -1).flatten(1)), -1) if inner else last)
+        return self.multi_modal_projector(_beside(*(state[0, : tiles * rows] for state in (x_1ND, *kept))))
 
     @property
     def _inputs_kept(self) -> tuple[int, ...]:
         """Layers whose inputs join the output; their number itself stands for what the last one gives."""
         later = self.config.reference == "transformers"
         return tuple(layer + later for layer in self.config.intermediate_layers)
+
+
+def _beside(last_ND: Tensor, *inner: Tensor) -> Tensor:
+    """The last states, then channel by channel the values that each had in the `inner` ones; with one copy of each,
+    since these are the largest tensors of all."""
+    width = last_ND.shape[1]
+    joined = last_ND.new_empty(len(last_ND), width * (1 + len(inner)))
+    joined[:, :width] = last_ND
+    for i, state_ND in enumerate(inner):
+        joined[:, width + i :: len(inner)] = state_ND
+    return joined
 
 
 def _attend(real: int, q_1NHK: Tensor, k_1NHK: Tensor, v_1NHK: Tensor) -> Tensor:

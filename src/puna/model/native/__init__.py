@@ -28,6 +28,7 @@ ARGUMENTS = {  # declared, so that plain numbers can be given: that halves the t
     "swiglu": (_POINTER, _POINTER, _POINTER, _LONG, _INT, _INT),
     "swiglu_gradient": (_POINTER, _POINTER, _POINTER, _POINTER, _POINTER, _LONG, _INT, _INT),
     "square_sum": (_POINTER, _LONG, _INT, _INT),
+    "panel_six": (_POINTER, _POINTER, _LONG, _LONG, _INT, _INT),
     "quantize": (_POINTER, _INT, _LONG, _LONG, _LONG, _INT, _POINTER, _POINTER, _INT),
 }
 RESULTS = {"square_sum": ctypes.c_double}

@@ -8,11 +8,13 @@
 //   INT8     [P][K/4][16][4] uint8, value + 128
 //   INT4     [P][K/8][16][4] uint8, low nibble k..k+3, high nibble k+4..k+7, value + 8
 //   FLOAT8   [P][K][16] e4m3
+//   INT6     [P][K/16][3][16][4] uint8, value + 32: low nibbles of k..k+7 as above, those of k+8..k+15, and the two high
+//            bits of all, those of k..k+3 lowest
 // Scales are [P][K/group][16]. Integer kinds with `exact` 0 take activations as int8, one scale a row and span, a span
 // being some groups: sums within a group are integers, hence exact. With `exact` 1, and for FLOAT8, a panel is widened to
 // float32 a piece at a time and activations are float32.
 
-enum { FLOAT32, BFLOAT16, INT8, INT4, FLOAT8 };
+enum { FLOAT32, BFLOAT16, INT8, INT4, FLOAT8, INT6 };
 enum { SCALE_FLOAT32, SCALE_FLOAT16, SCALE_BFLOAT16 };
 
 typedef struct {
@@ -88,6 +90,19 @@ INLINE void store_panel(void *out, long n, long outputs, v16f x, int bf16) {
             EACH(n, NR) vstore(acc + (m * NR + n) * 16, sum[m][n]);                                                   \
     }
 
+// The next inputs of a panel as bytes from zero up, four a lane: how many fours each width gives at once.
+enum { FOURS4 = 2, FOURS8 = 2, FOURS6 = 4 };
+INLINE void fours_8(const char *at, v16i *x) { x[0] = iload(at), x[1] = iload(at + 64); }
+INLINE void fours_4(const char *at, v16i *x) { x[0] = low_nibbles(iload(at)), x[1] = high_nibbles(iload(at)); }
+INLINE void fours_6(const char *at, v16i *x) {
+    fours_4(at, x), fours_4(at + 64, x + 2);
+    v16i high = iload(at + 128);
+    x[0] = with_bits45(x[0], ileft(high, 4)), x[1] = with_bits45(x[1], ileft(high, 2));
+    x[2] = with_bits45(x[2], high), x[3] = with_bits45(x[3], iright(high, 2));
+}
+
+static int zero_of(const Weight *w) { return w->kind == INT4 ? 8 : w->kind == INT6 ? 32 : 128; }
+
 // One group of k after another: integers within a group, exact in any order, times the weights' scale into a span's
 // float32 sum, and that times the activations' scale into the total. A single row is bound by memory: it reads panel after
 // panel as one stream, fetched ahead past the caches that later rows would want. Several rows work on one group of panels
@@ -108,22 +123,20 @@ INLINE void store_panel(void *out, long n, long outputs, v16f x, int bf16) {
                     v16i begin = ibroadcast(x->begins + (row + m) * groups + g);                                      \
                     EACH(n, NR) sum[m][n] = begin;                                                                    \
                 }                                                                                                     \
-                for (long k = g * w->group; k < (g + 1) * w->group; k += 8) {                                         \
-                    v16i first[NR], second[NR];                                                                       \
+                for (long k = g * w->group; k < (g + 1) * w->group; k += 4 * FOURS##BITS) {                           \
+                    v16i weight[NR][FOURS##BITS];                                                                     \
                     EACH(n, NR) {                                                                                     \
                         const char *at = weights + n * panel_bytes + k * 2 * BITS;                                    \
-                        if (MR == 1) prefetch_once(at + AHEAD);                                                       \
-                        else prefetch_far(at + NR * panel_bytes);                                                     \
-                        if (MR == 1 && BITS == 8) prefetch_once(at + 64 + AHEAD);                                     \
-                        if (MR > 1 && BITS == 8) prefetch_far(at + 64 + NR * panel_bytes);                            \
-                        first[n] = iload(at), second[n] = BITS == 4 ? high_nibbles(first[n]) : iload(at + 64);        \
-                        if (BITS == 4) first[n] = low_nibbles(first[n]);                                              \
+                        EACH(line, FOURS##BITS * BITS / 8) {                                                          \
+                            if (MR == 1) prefetch_once(at + 64 * line + AHEAD);                                       \
+                            else prefetch_far(at + 64 * line + NR * panel_bytes);                                     \
+                        }                                                                                             \
+                        fours_##BITS(at, weight[n]);                                                                  \
                     }                                                                                                 \
-                    EACH(m, MR) {                                                                                     \
-                        v16i a = ibroadcast(values + m * w->inputs + k), b = ibroadcast(values + m * w->inputs + k + 4);\
-                        if (MR * NR == 1) sum[0][0] = dot4(sum[0][0], first[0], a), other = dot4(other, second[0], b);\
-                        else EACH(n, NR) sum[m][n] = dot4(sum[m][n], first[n], a);                                    \
-                        if (MR * NR > 1) EACH(n, NR) sum[m][n] = dot4(sum[m][n], second[n], b);                       \
+                    EACH(m, MR) EACH(i, FOURS##BITS) {                                                                \
+                        v16i a = ibroadcast(values + m * w->inputs + k + 4 * i);                                      \
+                        if (MR * NR == 1 && i % 2) other = dot4(other, weight[0][i], a);                              \
+                        else EACH(n, NR) sum[m][n] = dot4(sum[m][n], weight[n][i], a);                                \
                     }                                                                                                 \
                 }                                                                                                     \
                 if (MR * NR == 1) sum[0][0] = iadd(sum[0][0], other);                                                 \
@@ -150,6 +163,7 @@ TILES(FLOAT_TILE)
 TILES(BF16_TILE)
 TILES(INT_TILE, 8)
 TILES(INT_TILE, 4)
+TILES(INT_TILE, 6)
 
 #define CASE(MR, NR, CALL)                                                                                            \
     case MR * 16 + NR: NAME(CALL##_##MR##x##NR) ARGS; break;
@@ -180,12 +194,15 @@ static void NAME(widen)(const Weight *w, long panel, long k, long count, float *
             for (int j = 0; j < 8; j++) vstore(out + (i + j) * 16, vmul(widen_e4m3(p + j * 16), scale));
             continue;
         }
-        const char *at = w->panels + (panel * w->inputs + k + i) * (w->kind == INT4 ? 8 : 16);
-        v16f shift = vset(w->kind == INT4 ? 8.0f : 128.0f);
-        v16i first = iload(at), second = w->kind == INT4 ? first : iload(at + 64);
+        v16f shift = vset((float)zero_of(w));
+        v16i fours[4];
+        long in = (k + i) % 16;  // six bits come in sixteens, of which this is one half or the other
+        if (w->kind == INT8) fours_8(w->panels + (panel * w->inputs + k + i) * 16, fours);
+        else if (w->kind == INT4) fours_4(w->panels + (panel * w->inputs + k + i) * 8, fours);
+        else fours_6(w->panels + (panel * w->inputs + k + i - in) * 12, fours);
+        v16i first = fours[in && w->kind == INT6 ? 2 : 0], second = fours[in && w->kind == INT6 ? 3 : 1];
         EACH(j, 4) {
-            v16i low = w->kind == INT4 ? bits_from(first, 8 * j, 15) : bits_from(first, 8 * j, 255);
-            v16i high = w->kind == INT4 ? bits_from(second, 8 * j + 4, 15) : bits_from(second, 8 * j, 255);
+            v16i low = bits_from(first, 8 * j, 255), high = bits_from(second, 8 * j, 255);
             vstore(out + (i + j) * 16, vmul(vsub(to_float(low), shift), scale));
             vstore(out + (i + j + 4) * 16, vmul(vsub(to_float(high), shift), scale));
         }
@@ -227,6 +244,7 @@ static void NAME(panel_group)(const Weight *w, const Rows *x, long rows, long pa
         float *at = acc + row * nr * 16;
 #define ARGS (w, x, row, panel, at)
         if (w->kind == INT4) RUN(int4, mr, nr)
+        else if (w->kind == INT6) RUN(int6, mr, nr)
         else RUN(int8, mr, nr)
 #undef ARGS
         row += mr;
@@ -237,7 +255,6 @@ static void NAME(panel_group)(const Weight *w, const Rows *x, long rows, long pa
 // begins with what their zero contributes.
 static void quantize_row(const void *x, int bf16, long width, const Weight *w, int8_t *values, float *scales, int32_t *begins) {
     long span = span_of(w);
-    int32_t zero = w->kind == INT4 ? 8 : 128;
     for (long s = 0; s < w->inputs / span; s++) {
         v16f most = vzero();
         for (long k = s * span; k < (s + 1) * span; k += 16) {
@@ -254,7 +271,7 @@ static void quantize_row(const void *x, int bf16, long width, const Weight *w, i
                 store_i8(values + k, rounded);
                 sum = iadd(sum, rounded);
             }
-            begins[g / w->group] = -zero * isum(sum);
+            begins[g / w->group] = -zero_of(w) * isum(sum);
         }
     }
 }
@@ -263,7 +280,7 @@ static void quantize_row(const void *x, int bf16, long width, const Weight *w, i
 static Rows prepare(const Weight *w, const char *x, int bf16, long rows, long width, char *scratch, int threads) {
     Rows ready = {x, NULL, NULL};
     long groups = w->inputs / w->group, spans = w->inputs / span_of(w), size = bf16 ? 2 : 4;
-    if (!w->exact && (w->kind == INT8 || w->kind == INT4)) {
+    if (!w->exact && w->kind != FLOAT32 && w->kind != BFLOAT16) {
         float *scales = (float *)scratch;
         int32_t *begins = (int32_t *)(scales + rows * spans);
         int8_t *values = (int8_t *)(begins + rows * groups);

@@ -10,7 +10,7 @@ INLINE v16f nearest(v16f x, v16f scale, float top) {
 }
 
 static void quantize_group(const float *x, long group, int bits, int8_t *values, uint16_t *scale_out) {
-    float top = bits == 4 ? 7 : 127, largest = 0, most = 0, best = 0, least = 0;
+    float top = (float)((1 << (bits - 1)) - 1), largest = 0, most = 0, best = 0, least = 0;
     for (long k = 0; k < group; k++) {
         largest = __builtin_fabsf(x[k]) > largest ? __builtin_fabsf(x[k]) : largest;
         most = x[k] > most ? x[k] : most;

@@ -32,6 +32,10 @@ INLINE v16i iload(const void *p) { return _mm512_loadu_si512(p); }
 INLINE v16i iadd(v16i a, v16i b) { return _mm512_add_epi32(a, b); }
 INLINE v16i low_nibbles(v16i x) { return _mm512_and_si512(x, _mm512_set1_epi8(15)); }
 INLINE v16i high_nibbles(v16i x) { return _mm512_and_si512(_mm512_srli_epi16(x, 4), _mm512_set1_epi8(15)); }
+INLINE v16i ileft(v16i x, int bits) { return _mm512_slli_epi32(x, bits); }
+INLINE v16i iright(v16i x, int bits) { return _mm512_srli_epi32(x, bits); }
+// bits 4 and 5 of each byte of `y` beside what `x` has
+INLINE v16i with_bits45(v16i x, v16i y) { return _mm512_or_si512(x, _mm512_and_si512(y, _mm512_set1_epi8(0x30))); }
 INLINE int isum(v16i x) { return _mm512_reduce_add_epi32(x); }
 INLINE v16f to_float(v16i x) { return _mm512_cvtepi32_ps(x); }
 INLINE v16i to_int(v16f x) { return _mm512_cvtps_epi32(x); }  // nearest, ties to even
@@ -110,6 +114,10 @@ INLINE v16i iadd(v16i a, v16i b) { return (v16i){_mm256_add_epi32(a.l, b.l), _mm
 INLINE __m256i nib8(__m256i x) { return _mm256_and_si256(x, _mm256_set1_epi8(15)); }
 INLINE v16i low_nibbles(v16i x) { return (v16i){nib8(x.l), nib8(x.h)}; }
 INLINE v16i high_nibbles(v16i x) { return (v16i){nib8(_mm256_srli_epi16(x.l, 4)), nib8(_mm256_srli_epi16(x.h, 4))}; }
+INLINE v16i ileft(v16i x, int bits) { return (v16i){_mm256_slli_epi32(x.l, bits), _mm256_slli_epi32(x.h, bits)}; }
+INLINE v16i iright(v16i x, int bits) { return (v16i){_mm256_srli_epi32(x.l, bits), _mm256_srli_epi32(x.h, bits)}; }
+INLINE __m256i bits45_8(__m256i x, __m256i y) { return _mm256_or_si256(x, _mm256_and_si256(y, _mm256_set1_epi8(0x30))); }
+INLINE v16i with_bits45(v16i x, v16i y) { return (v16i){bits45_8(x.l, y.l), bits45_8(x.h, y.h)}; }
 INLINE int isum(v16i x) {
     int32_t lanes[8], sum = 0;
     _mm256_storeu_si256((__m256i *)lanes, _mm256_add_epi32(x.l, x.h));
