@@ -97,7 +97,13 @@ def looking_bytes(config: ModelConfig, itemsize: int) -> int:
     if vision is None:
         return 0
     tiles = 1 if isinstance(vision, Llama4Vision) else vision.max_tiles
-    kept = len(vision.intermediate_layers) + 1 if isinstance(vision, Llama32Vision) else vision.pixel_shuffle**2
-    widest = max(4 * vision.hidden_size, 2 * vision.intermediate_size, kept * vision.hidden_size)
+    wide, inner = vision.hidden_size, vision.intermediate_size
+    if isinstance(vision, Llama32Vision):  # what the projector reads and gives
+        kept = len(vision.intermediate_layers) + 1
+        widest = max(4 * wide, 2 * inner, kept * wide + config.hidden_size)
+    else:
+        kept = vision.pixel_shuffle**2
+        widest = max(4 * wide, 2 * inner)
+    row = (widest + (2 + kept) * wide) * itemsize + max(inner, kept * wide)  # with a product's input in 8 bits
     pixels = tiles * 3 * vision.tile_side**2 * (4 + 2 * itemsize)
-    return pixels + tiles * (vision.patches + 8) * (widest + (2 + kept) * vision.hidden_size) * itemsize
+    return pixels + tiles * (vision.patches + 8) * row
