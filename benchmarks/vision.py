@@ -133,7 +133,7 @@ def main() -> None:
         for parameter in both.parameters():  # not .to: it would spoil the complex rotations
             parameter.data = parameter.data.to(dtype)
         other, best, some = runs(both), roof(dtype, bits, vision), tiles.to(dtype)
-        errors = " / ".join(f"{error(tower(some[:1]), expected):.1g}" for tower in (mine, other))
+        errors = " / ".join(f"{error(tower(some[:1]), expected):.2g}" for tower in (mine, other))
         for count in args.pictures:
             times = [(seconds(mine, some[:count]), seconds(other, some[:count])) for _ in range(args.repeats)]
             own, peer = (statistics.median(column) / count for column in zip(*times, strict=True))
