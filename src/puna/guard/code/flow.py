@@ -160,7 +160,7 @@ class Flow(Expressions):
         handler = self.handles(function, outer.klass)
         for i, parameter in enumerate(function.args):
             given_input = handler or _marked(parameter, self.known.input_marks)
-            if parameter.type and self.known.input_types.match([strings.type_name(parameter.type)]):
+            if parameter.type and self.known.input_types.match([strings.type_name(parameter.type), parameter.type]):
                 given_input = True
             label = "input" if given_input else "parameter"
             name = strings.type_name(parameter.type)

@@ -23,6 +23,8 @@ TRANSLATED = frozenset(
     """_ gettext ugettext lazy_gettext gettext_lazy ugettext_lazy gettext_noop ngettext ungettext ngettext_lazy
     ungettext_lazy N_ _l""".split()  # noqa: SIM905 - a list of words
 )
+# operators whose result is true or false
+OUTCOMES = frozenset({"==", "!=", "===", "!==", "<", ">", "<=", ">=", "in", "not in", "is", "is not", "instanceof"})
 _NUMERIC = re.compile(
     r"^((const|final|unsigned|signed)\s+)*(int|Int|Integer|long|Long|short|Short|float|Float|double|Double|bool|boolean|"
     r"Boolean|Bool|[iu](8|16|32|64|128|size)|u?int(8|16|32|64)(_t)?|size_t|ssize_t|Int32|Int64|decimal|Guid|UUID|byte|char)$"
@@ -57,6 +59,8 @@ def binary(node: Node, values: list[Value]) -> tuple[Value, bool]:
         from puna.guard.code.value import either
 
         return either(values), False
+    if sign in OUTCOMES:
+        return Value(node=node), False
     if sign == "%" and len(values) == 2 and is_text(values[0]):
         given = values[1].items if values[1].items is not None else [values[1]]
         return percent(values[0], given, values[1], node), True
