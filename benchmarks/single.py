@@ -19,11 +19,13 @@ from puna.family.config import ModelConfig
 
 NOTES = (
     "Decode: tokens a second after the first; share = (bytes of the weights but a separate input embedding + keys and "
-    "values of the middle position) x tokens/s / read roof, the roof being {read:.1f} GB/s: two threads of the C "
-    "library's `memchr` over 1 GiB, the best of passes before and after. Prefill: prompt / time to the first token; "
-    "share = 2 x layer weights x tokens/s / product roof, {bf16:.2f} TFLOP/s: torch's bfloat16 product at the model's "
-    "shapes (float32: {f32:.2f})."
+    "values of the middle position) x tokens/s / read roof: two threads of the C library's `memchr` over 1 GiB. What "
+    "it gives changes from second to second ({low:.0f} to {best:.0f} GB/s), so each answer stands beside what was "
+    "read just before and after it: the median of these shares, and the median speed's share of the best reading. "
+    "Prefill: prompt / time to the first token; share = 2 x layer weights x tokens/s / product roof: torch's bfloat16 "
+    "product at the model's shapes, {bf16:.2f} TFLOP/s (float32: {f32:.2f})."
 )
+READS = 4  # passes over 1 GiB before and after an answer; the best counts
 
 
 @dataclass
@@ -34,20 +36,30 @@ class Figures:
     weight_bytes: int
     prefill: float  # tokens a second
     decode: float
+    reading: float  # decoded tokens a second over what the machine read beside them, bytes a second
 
 
-def measure(contenders: list[Contender], ids: list[int], answer: int, repeats: int) -> list[Figures]:
-    """Every engine in turn, `repeats` times after a short warm-up."""
+def measure(
+    contenders: list[Contender], ids: list[int], answer: int, repeats: int, reads: list[float]
+) -> list[Figures]:
+    """Every engine in turn, `repeats` times after a short warm-up; what was read from memory between joins `reads`."""
     times: dict[str, list[list[float]]] = {contender.name: [] for contender in contenders}
+    beside: dict[str, list[float]] = {contender.name: [] for contender in contenders}
     for contender in contenders:
         contender.answer(ids[: len(ids) // 4], 4)
     for _ in range(repeats):
         for contender in contenders:
+            reads.append(roof.read_bandwidth(READS))
             times[contender.name].append(contender.answer(ids, answer))
-    return [Figures(c.name, c.weight_bytes,
-                    statistics.median(len(ids) / t[0] for t in times[c.name]),
-                    statistics.median((answer - 1) / (t[-1] - t[0]) for t in times[c.name]))
-            for c in contenders]  # fmt: skip
+            reads.append(roof.read_bandwidth(READS))
+            beside[contender.name].append(statistics.mean(reads[-2:]))
+    figures = []
+    for one in contenders:
+        prefill = statistics.median(len(ids) / t[0] for t in times[one.name])
+        speeds = [(answer - 1) / (t[-1] - t[0]) for t in times[one.name]]
+        reading = statistics.median(speed / read for speed, read in zip(speeds, beside[one.name], strict=True))
+        figures.append(Figures(one.name, one.weight_bytes, prefill, statistics.median(speeds), reading))
+    return figures
 
 
 def layer_weights(config: ModelConfig) -> int:
@@ -78,11 +90,12 @@ def table(figures: dict[str, list[Figures]], config: ModelConfig, prompt: int, a
             rows.append(f"| prefill of {prompt}, {bits} | {ours.prefill:.0f} tok/s | {peer.name} {peer.prefill:.0f} | "
                         f"{ours.prefill / peer.prefill:.2f}x | {share:.0%} of product roof |")
         for peer in (one for one in peers if bits == "bf16" or one is not wide):
-            share, theirs = ((one.weight_bytes + cached) * one.decode / read for one in (ours, peer))
+            share, theirs = ((one.weight_bytes + cached) * one.reading for one in (ours, peer))
+            of_best = (ours.weight_bytes + cached) * ours.decode / read
             rows.append(
                 f"| decode of {answer}, {bits} ({ours.weight_bytes / 1e9:.2f} GB a token) | {ours.decode:.1f} tok/s | "
                 f"{peer.name} ({peer.weight_bytes / 1e9:.2f} GB) {peer.decode:.1f} | {ours.decode / peer.decode:.2f}x "
-                f"| {share:.0%} of read roof (peer {theirs:.0%}) |"
+                f"| {share:.0%} of read roof (peer {theirs:.0%}), {of_best:.0%} of its best |"
             )
     return rows
 
@@ -97,16 +110,16 @@ def main() -> None:
     args = arguments.parse_args()
     torch.set_num_threads(args.threads)
     config, ids = shapes.SHAPES[args.shape], shapes.random_ids(args.shape, args.prompt)
-    reads = [roof.read_bandwidth()]
+    reads: list[float] = []
     figures = {}
     for bits in args.bits:
         contenders = [Contender(entry, args.threads) for entry in entries(args.shape, bits)]
-        figures[bits] = measure(contenders, ids, args.answer, args.repeats)
+        figures[bits] = measure(contenders, ids, args.answer, args.repeats, reads)
         for contender in contenders:
             contender.close()
-        reads.append(roof.read_bandwidth())
     product = {dtype: product_roof(config, args.prompt, dtype) for dtype in (torch.bfloat16, torch.float32)}
-    notes = NOTES.format(read=max(reads) / 1e9, bf16=product[torch.bfloat16] / 1e12, f32=product[torch.float32] / 1e12)
+    bf16, f32 = (product[dtype] / 1e12 for dtype in (torch.bfloat16, torch.float32))
+    notes = NOTES.format(low=min(reads) / 1e9, best=max(reads) / 1e9, bf16=bf16, f32=f32)
     rows = table(figures, config, args.prompt, args.answer, max(reads), product[torch.bfloat16])
     print(notes, *rows, sep="\n")
     write_rows(Path(__file__), f"One request, shape {args.shape}", rows,
