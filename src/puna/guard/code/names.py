@@ -21,9 +21,7 @@ _FOR = (
     ("log", r"log"),
 )
 _GENERAL = ("html", "sql", "shell", "ldap", "xpath", "log")
-_CHECKS = re.compile(
-    r"^_*(validate|check|verify|ensure|enforce|reject|forbid|abort_if|raise_if|deny|guard)(_|$)"
-)
+_CHECKS = re.compile(r"^_*(validate|check|verify|ensure|enforce|reject|forbid|abort_if|raise_if|deny|guard)(_|$)")
 _RUNS = re.compile(r"^check_(output|call)|^(check|ensure)_(dir|directory|exists|installed)")
 _HUMP = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
 
