@@ -1,10 +1,10 @@
 """How well a model sees what cria was taught to see: `python recipes/cria/judge.py DATA_FOLDER [MODEL] [CLOTHES]`.
 
-Three questions, none of whose pictures or sentences were trained on: NLVR's held-out sentences about their pictures;
-statements from our templates about the same pictures; Fashion-MNIST's test part (the first CLOTHES pieces, 1,000). An
-answer is right where it begins with the right one. Beside each share stand its 95 % interval and what always giving the
-most frequent answer would reach. Sentences that share a number share words, so for them the interval is a bootstrap
-over numbers.
+Four questions, none of whose pictures or sentences were trained on: NLVR's held-out sentences about their pictures;
+statements from our templates about the same pictures, half of those true that say the same; what is in the boxes of
+these pictures; Fashion-MNIST's test part (the first CLOTHES pieces, 1,000). An answer is right where it begins with the
+right one. Beside each share stand its 95 % interval and what always giving the most frequent answer would reach.
+Pictures whose sentences share a number share things, so for them the interval is a bootstrap over numbers.
 """
 
 import random
@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from pictures import as_image, is_tower, read_nlvr, reordered
 from PIL import Image
-from questions import ASK_CLOTHES, ASK_TRUE
+from questions import ASK_CLOTHES, ASK_SCENE, ASK_TRUE, describe
 from see import NO, YES, clothes_answer
 from statements import state
 
@@ -56,6 +56,15 @@ def statements(data: Path) -> list[Question]:
     return found
 
 
+def boxes(data: Path) -> list[Question]:
+    """What is in the boxes of one picture of each of NLVR's held-out sentences: all three have to be right."""
+    chance, found = random.Random(2), []
+    for one in (one for one in read_nlvr(data / "images/nlvr.tar") if one.held_out):
+        order, png = chance.choice(one.pictures)
+        found.append(Question(as_image(png), ASK_SCENE, describe(reordered(one.scene, order)), one.number))
+    return found
+
+
 def clothes(data: Path, count: int) -> list[Question]:
     """The first pieces of Fashion-MNIST's test part."""
     fashion = np.load(data / "images/fashion-mnist.npz")
@@ -67,7 +76,7 @@ def clothes(data: Path, count: int) -> list[Question]:
 def right(model: Any, question: Question) -> bool:
     """Whether the model's most likely answer begins with the right one."""
     content = [{"type": "image", "image": question.image}, {"type": "text", "text": question.text}]
-    reply = model.generate([{"role": "user", "content": content}], max_tokens=12, temperature=0)
+    reply = model.generate([{"role": "user", "content": content}], max_tokens=120, temperature=0)
     return reply.text.strip().startswith(question.answer)
 
 
@@ -85,10 +94,10 @@ def interval(questions: Sequence[Question], hits: Sequence[bool]) -> tuple[float
 
 
 def main(data: Path, name: str = "cria", count: int = 1000) -> None:
-    """Print the three shares."""
+    """Print the four shares."""
     model = puna.load(name)
     for title, questions in (("NLVR sentences", sentences(data)), ("NLVR-style statements", statements(data)),
-                             ("Fashion-MNIST", clothes(data, count))):  # fmt: skip
+                             ("boxes described", boxes(data)), ("Fashion-MNIST", clothes(data, count))):  # fmt: skip
         hits = [right(model, question) for question in questions]
         low, high = interval(questions, hits)
         most = Counter(question.answer for question in questions).most_common(1)[0][1]

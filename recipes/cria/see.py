@@ -45,12 +45,12 @@ from puna.train.separate import Separate
 
 SCENES, CLOTHES_TALKS, TEXT = 9, 6, 700  # of a step: conversations, and tokens of text alone
 RATE, MATRIX_RATE, WARMUP = 0.002, 0.01, 30
-FAITH = 5.0  # weight of the divergence from TEXT's predictions, in nats a token
+FAITH = 3.0  # weight of the divergence from TEXT's predictions, in nats a token
 LONGEST = 900  # tokens of a text
 # What `prepare.py` wrote, and how often it is shown.
 TEXTS = {"openings": 0.3, "bodies": 0.1, "news": 0.05, "talks": 0.1, "topics": 0.2, "dolly": 0.15, "commands": 0.05,
          "sums": 0.03, "persona": 0.02}  # fmt: skip
-TURNS = 8
+TURNS = 10
 YES, NO = "Yes.", "No."
 Talk = tuple[list[dict[str, Any]], Image.Image]
 
@@ -222,7 +222,7 @@ def main(data: Path, prepared: Path, source: str, out: Path, steps: int) -> None
     began, shown = time.time(), [0.0, 0.0]
     for step in range(first, steps):
         chance = random.Random(step)
-        talks = [scene_talk(chance, seen, min(0.75, 0.4 + step / steps)) for _ in range(SCENES)]
+        talks = [scene_talk(chance, seen, min(0.85, 0.4 + step / steps)) for _ in range(SCENES)]
         for _ in range(CLOTHES_TALKS):
             at = chance.randrange(len(labels))
             talks.append(clothes_talk(chance, garments[at], int(labels[at])))
