@@ -47,9 +47,9 @@ SCENES, CLOTHES_TALKS, TEXT = 9, 6, 700  # of a step: conversations, and tokens 
 RATE, MATRIX_RATE, WARMUP = 0.002, 0.01, 30
 FAITH = 3.0  # weight of the divergence from TEXT's predictions, in nats a token
 LONGEST = 900  # tokens of a text
-# What `prepare.py` wrote, and how often it is shown.
-TEXTS = {"openings": 0.3, "bodies": 0.1, "news": 0.05, "talks": 0.1, "topics": 0.2, "dolly": 0.15, "commands": 0.05,
-         "sums": 0.03, "persona": 0.02}  # fmt: skip
+# What `prepare.py` wrote, and how often it is shown; `greeted` are the talks that begin with a greeting.
+TEXTS = {"openings": 0.25, "bodies": 0.1, "news": 0.05, "talks": 0.1, "greeted": 0.1, "topics": 0.2, "dolly": 0.1,
+         "commands": 0.05, "sums": 0.03, "persona": 0.02}  # fmt: skip
 TURNS = 10
 YES, NO = "Yes.", "No."
 Talk = tuple[list[dict[str, Any]], Image.Image]
@@ -130,7 +130,10 @@ class Texts:
 
     def __init__(self, prepared: Path, words: Words) -> None:
         self.words = words
-        self.lines = {name: (prepared / f"{name}.jsonl").read_text("utf-8").rstrip("\n").split("\n") for name in TEXTS}
+        self.lines = {name: (prepared / f"{name}.jsonl").read_text("utf-8").rstrip("\n").split("\n")
+                      for name in TEXTS if name != "greeted"}  # fmt: skip
+        greetings = {_first(line) for line in self.lines["persona"]}
+        self.lines["greeted"] = [line for line in self.lines["talks"] if _first(line) in greetings]
 
     def draw(self, chance: random.Random) -> list[int]:
         """One of them, cut off at LONGEST."""
@@ -140,6 +143,11 @@ class Texts:
         ids = ([tokenizer.bos_id, *tokenizer.encode(row["text"])] if "text" in row
                else self.words.of(row["messages"], [])[0])  # fmt: skip
         return ids[:LONGEST]
+
+
+def _first(line: str) -> str:
+    """How a conversation begins."""
+    return str(json.loads(line)["messages"][0]["content"])
 
 
 def seeing(text: Any, out: Path) -> Decoder:
