@@ -24,7 +24,7 @@ from puna.model.vision_packing import TOWER_BITS, fill_tower
 
 Read = Callable[[str], Weight | Sequence[Weight]]
 
-HEAD_BITS = {4: 6, 8: 8}  # embedding and output layer: coarser than the rest, they cost more than their bytes save
+HEAD_BITS = {4: 6, 8: 8}  # of embedding and output layer: errors there cost most (docs/lab.md)
 
 
 class Packer:
