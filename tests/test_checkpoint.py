@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 import tiny
 from checkpoint_writers import write_meta
 from puna.checkpoint import GenerationDefaults, load_source, open_source, save
+from puna.checkpoint.safetensors_read import SafetensorsFile
 from puna.errors import PunaError
 
 torch.set_num_threads(1)
@@ -411,3 +412,28 @@ def test_a_tokenizer_travels_with_the_weights(tmp_path: Path) -> None:
     assert loaded.tokenizer.encode(text) == tokenizer.encode(text)
     theirs = AutoTokenizer.from_pretrained(tmp_path / "model")
     assert theirs.encode(text, add_special_tokens=False) == tokenizer.encode(text)
+
+
+def test_large_words_of_packed_integers_are_the_files_own_pages(tmp_path: Path) -> None:
+    """Right out of the file, at any place in it; writing to them changes nothing, and a file cut short is named."""
+    words = torch.arange(600_000, dtype=torch.int32).view(600, 1000)
+    path = tmp_path / "words.safetensors"
+    save_file({"before": torch.ones(3), "weight_packed": words}, path)
+    file = SafetensorsFile(path)
+    mapped = file.read_bits("weight_packed")
+    assert torch.equal(mapped, words)
+    assert mapped_of(path) > 0
+    mapped.zero_()
+    assert torch.equal(file.read_bits("weight_packed"), words)
+    del mapped
+    assert mapped_of(path) == 0
+    with path.open("r+b") as opened:
+        opened.truncate(1_000_000)
+    with pytest.raises(PunaError, match=r"words.safetensors, tensor weight_packed: the file ends early"):
+        file.read_bits("weight_packed")
+
+
+def mapped_of(path: Path) -> int:
+    """Bytes of a file that this process has mapped."""
+    lines = [line.split() for line in Path("/proc/self/maps").read_text().splitlines() if line.endswith(str(path))]
+    return sum(int(end, 16) - int(start, 16) for start, end in (line[0].split("-") for line in lines))

@@ -1,9 +1,9 @@
 """One .safetensors file: header checked in full before any weight is touched, tensors read one by one.
 
-Tensors are read into memory of their own rather than mapped, so that resident memory never holds a tensor and its
-cast or rearranged copy's file pages together; but for whoever keeps little of each (`mapped`). Format: 8 bytes
-little-endian header length N, N bytes of JSON {name: {dtype, shape, data_offsets: [begin, end]}}, then the data
-(huggingface/safetensors README).
+Tensors are read into memory of their own, so that a model never rests on a file that may change; but for whoever
+keeps little of each (`mapped`), and for large words of packed integers: nobody computes with those, and rearranging
+them right out of the file's pages spares a copy. Format: 8 bytes little-endian header length N, N bytes of JSON
+{name: {dtype, shape, data_offsets: [begin, end]}}, then the data (huggingface/safetensors README).
 """
 
 import json
@@ -24,6 +24,7 @@ from puna.errors import PunaError
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 # What quantised weights are made of; nobody else's weights are integers.
 BITS = {"I8": torch.int8, "I32": torch.int32, "I64": torch.int64, "F8_E4M3": torch.float8_e4m3fn}
+_MAPPED = 1 << 20  # bytes of words from which mapping them is quicker than copying
 _MAX_HEADER = 100_000_000  # bytes; the safetensors library's own limit
 _AGAIN = "Download the file again."
 
@@ -118,9 +119,20 @@ class SafetensorsFile:
             return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
 
     def read_bits(self, name: str) -> Tensor:
-        """As `read`, of the integers and 8-bit floats too that make up a quantised weight."""
+        """As `read`, of the integers and 8-bit floats too that make up a quantised weight.
+
+        Large int32 words are the file's own pages, mapped as long as the tensor lives."""
         entry = self.entries[name]
-        return self._read(name, entry.shape, entry.begin, DTYPES | BITS)
+        size = entry.end - entry.begin
+        if entry.dtype != "I32" or size < _MAPPED or entry.begin % 4 or torch.get_default_device().type == "meta":
+            return self._read(name, entry.shape, entry.begin, DTYPES | BITS)
+        before = entry.begin % mmap.ALLOCATIONGRANULARITY
+        with self.path.open("rb") as file:
+            try:
+                pages = mmap.mmap(file.fileno(), before + size, access=mmap.ACCESS_COPY, offset=entry.begin - before)
+            except ValueError:
+                raise PunaError(f"{self.path}, tensor {name}: the file ends early. {_AGAIN}") from None
+        return torch.frombuffer(pages, dtype=torch.int32, count=size // 4, offset=before).view(entry.shape)
 
     def read_rows(self, name: str, start: int, stop: int, bits: bool = False) -> Tensor:
         """Rows start..stop-1 along the first axis, and no other bytes of the tensor; otherwise as `read` or, with
