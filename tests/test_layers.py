@@ -27,15 +27,16 @@ def packed(kind: str, dtype: torch.dtype, bits: int | None) -> Decoder:
     return model
 
 
-def passes(model: Decoder, dtype: torch.dtype, kv: str | None) -> list[Tensor]:
-    """Two sequences: 40 and 3 tokens, then 1 and 30, then 1 and 1."""
+def passes(model: Decoder, dtype: torch.dtype, kv: str | None, rows: list[list[int]] | None = None) -> list[Tensor]:
+    """Two sequences: 40 and 3 tokens, then 1 and 30, then 1 and 1. rows: the only ones that are asked for."""
     pool = PagedPool(model.config, 8, 8, dtype, kv)
     tables = [np.array(each, np.int32) for each in ([0, 3, 5], [1, 2, 7])]
     random, starts, found = torch.Generator().manual_seed(3), [0, 0], []
-    for counts in ((40, 3), (1, 30), (1, 1)):
+    for at, counts in enumerate(((40, 3), (1, 30), (1, 1))):
         spans = [Span(*each, table, table) for *each, table in zip(starts, counts, tables, strict=True)]
         ids = torch.randint(model.config.vocab_size, (1, sum(counts)), generator=random)
-        found.append(model.hidden(ids, Batch(pool, spans)))
+        wanted = None if rows is None else torch.tensor(rows[at], dtype=torch.long)
+        found.append(model.hidden(ids, Batch(pool, spans), rows=wanted))
         starts = [start + count for start, count in zip(starts, counts, strict=True)]
     return found
 
@@ -59,6 +60,39 @@ def test_bits_are_those_of_the_blocks(kind: str, dtype: torch.dtype, bits: int |
     one_by_one = passes(model, dtype, kv)
     assert len(called) == 3 * config.num_layers
     assert all(map(torch.equal, together, one_by_one))
+
+
+ROWS = (
+    [[], [], [0]],  # of a piece of a prompt nobody reads anything
+    [[39, 42], [0, 30], [0, 1]],
+    [[3, 4, 5, 6, 7, 8, 38, 39, 40, 41], [1, 2, 3, 30], [1]],  # guesses; runs that end and begin at a sequence's edge
+    [[42, 0, 7], [5, 5], [1, 0]],  # in no order, or twice
+)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("rows", ROWS, ids=str)
+@pytest.mark.parametrize("kv", [None, "int8"])
+@pytest.mark.parametrize(("dtype", "bits"), BITS, ids=str)
+@pytest.mark.parametrize("kind", KINDS)
+def test_rows_that_nobody_reads_change_nothing(kind: str, dtype: torch.dtype, bits: int | None, kv: str | None,
+                                               rows: list[list[int]]) -> None:
+    model = packed(kind, dtype, bits)
+    everything = passes(model, dtype, kv)
+    for some, whole, wanted in zip(passes(model, dtype, kv, rows), everything, rows, strict=True):
+        assert torch.equal(some, whole[:, wanted])
+
+
+@torch.no_grad()
+def test_rows_that_nobody_reads_are_not_computed() -> None:
+    model = packed("maverick", torch.bfloat16, 4)
+    last = max(at for at in model.expert_load())
+    before = model.expert_load()
+    passes(model, torch.bfloat16, None, [[42], [], [0, 1]])
+    served = {at: sum(after) - sum(before[at]) for at, after in model.expert_load().items()}
+    choices = model.config.num_experts_per_token
+    assert last == model.config.num_layers - 1
+    assert served == {at: choices * (3 if at == last else 43 + 31 + 2) for at in served}
 
 
 @torch.no_grad()

@@ -145,9 +145,14 @@ class Decoder(nn.Module):
         return PlacedCross(token_ids, vision.image_token_id, cross, before=vision.reference == "transformers")
 
     def hidden(
-        self, token_ids_BS: Tensor, cache: ModelCache | None = None, pictures: PassPictures | None = None
+        self,
+        token_ids_BS: Tensor,
+        cache: ModelCache | None = None,
+        pictures: PassPictures | None = None,
+        rows: Tensor | None = None,
     ) -> Tensor:
-        """Final normalised states [B, S, D]; with a cache, the tokens continue what it holds."""
+        """Final normalised states [B, S, D], or [B, R, D] of positions `rows` [R] only; with a cache, the tokens
+        continue what it holds."""
         wide, frequencies = torch.promote_types(self.dtype, torch.float32), self._frequencies
         if frequencies is None or (frequencies.device, frequencies.dtype) != (token_ids_BS.device, wide):
             self._frequencies = frequencies = inverse_frequencies(self.config, token_ids_BS.device, wide)
@@ -158,14 +163,14 @@ class Decoder(nn.Module):
         if pictures is not None:
             x_BSD = pictures.put_into(x_BSD)
         if pictures is None or not pictures.seen or self.cross_layers is None:
-            return self.norm(self._passes.forward(x_BSD, positions, cache))
+            return self.norm(self._passes.forward(x_BSD, positions, cache, rows=rows))
         assert isinstance(self.config.vision, Llama32Vision)
         done = 0
         for i, (before, cross) in enumerate(zip(self.config.vision.cross_attention_before, self.cross_layers,
                                                 strict=True)):  # fmt: skip
             x_BSD = cross(self._passes.forward(x_BSD, positions, cache, done, before), pictures.seen, i)
             done = before
-        return self.norm(self._passes.forward(x_BSD, positions, cache, done))
+        return self.norm(self._passes.forward(x_BSD, positions, cache, done, rows=rows))
 
     def forward(
         self,
@@ -179,7 +184,4 @@ class Decoder(nn.Module):
         pictures: what the tokens of this pass have to do with pictures; its positions count the rows of the batch one
         after the other.
         """
-        x_BSD = self.hidden(token_ids_BS, cache, pictures)
-        if rows is not None:
-            x_BSD = x_BSD[:, rows]
-        return self.head(x_BSD)
+        return self.head(self.hidden(token_ids_BS, cache, pictures, rows))

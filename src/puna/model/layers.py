@@ -46,7 +46,7 @@ class _Pass(ctypes.Structure):
         ("layers", _pointer), ("count", _long), ("rows", _long), ("width", _long), ("x", _pointer),
         ("normed", _pointer), ("qkv", _pointer), ("heads", _pointer), ("gate_up", _pointer), ("inner", _pointer),
         ("added", _pointer), ("scratch", _pointer),
-        ("cosines", _pointer), ("sines", _pointer), ("scale", _pointer),
+        ("cosines", _pointer), ("sines", _pointer), ("scale", _pointer), ("wanted", _pointer), ("kept", _long),
         ("bf16", _int), ("threads", _int), ("failed", _int),
     )  # fmt: skip
 
@@ -102,15 +102,24 @@ class Layers:
         self._dense: list[Dense | None] = []
 
     def forward(
-        self, x_BSD: Tensor, positions: Positions, cache: ModelCache | None, start: int = 0, stop: int | None = None
+        self,
+        x_BSD: Tensor,
+        positions: Positions,
+        cache: ModelCache | None,
+        start: int = 0,
+        stop: int | None = None,
+        rows: Tensor | None = None,
     ) -> Tensor:
-        """The stream after blocks start..stop-1 [B, S, D]; by default after all."""
+        """The stream after blocks start..stop-1 [B, S, D], by default after all; or its `rows` [B, R, D] only.
+
+        Of other rows the kernels compute no more of the last block than its keys and values.
+        """
         blocks = list(self._blocks)[start:stop]
         kernels = fast(x_BSD) if isinstance(cache, Batch) and cache.pool.stored in KINDS else None
         if kernels is None or not isinstance(cache, Batch):
             for at, block in enumerate(blocks, start):
                 x_BSD = block(x_BSD, positions, cache.layers[at] if cache else None)
-            return x_BSD
+            return x_BSD if rows is None else x_BSD[:, rows]
         x_BSD = x_BSD.contiguous()
         run: list[Dense] = []
         for at, (block, dense) in enumerate(zip(blocks, self._look(x_BSD.dtype)[start:stop], strict=True), start):
@@ -120,8 +129,11 @@ class Layers:
             _call(kernels, x_BSD, run, at - len(run), positions, cache)
             run = []
             x_BSD = block(x_BSD, positions, cache.layers[at])
-        _call(kernels, x_BSD, run, start + len(blocks) - len(run), positions, cache)
-        return x_BSD
+        wanted = rows if run and rows is not None and _ascending(rows) else None
+        _call(kernels, x_BSD, run, start + len(blocks) - len(run), positions, cache, wanted)
+        if wanted is not None:
+            return x_BSD[:, : len(wanted)]
+        return x_BSD if rows is None else x_BSD[:, rows]
 
     def _look(self, dtype: torch.dtype) -> list[Dense | None]:
         """Of each block what the kernels can take; found anew whenever a part has been exchanged."""
@@ -139,8 +151,20 @@ class Layers:
         return self._dense
 
 
-def _call(kernels: Kernels, x_1SD: Tensor, run: list[Dense], first: int, positions: Positions, cache: Batch) -> None:
-    """Bring the stream through the layers from `first` on, in place."""
+def _ascending(rows_R: Tensor) -> bool:
+    return bool((rows_R[1:] > rows_R[:-1]).all())
+
+
+def _call(
+    kernels: Kernels,
+    x_1SD: Tensor,
+    run: list[Dense],
+    first: int,
+    positions: Positions,
+    cache: Batch,
+    wanted_R: Tensor | None = None,
+) -> None:
+    """Bring the stream through the layers from `first` on, in place; wanted: the only rows to come out, at the front."""
     if not run:
         return
     rows, width, dtype = x_1SD.shape[1], x_1SD.shape[2], x_1SD.dtype
@@ -157,6 +181,7 @@ def _call(kernels: Kernels, x_1SD: Tensor, run: list[Dense], first: int, positio
     call = _Pass(
         ctypes.addressof(layers), len(run), rows, width, x_1SD.data_ptr(), *(base + start for start in starts[:-1]),
         cosines.data_ptr(), sines.data_ptr(), None if positions.scale_S is None else positions.scale_S.data_ptr(),
+        None if wanted_R is None else wanted_R.data_ptr(), -1 if wanted_R is None else len(wanted_R),
         dtype == torch.bfloat16, native.threads(),
     )  # fmt: skip
     kernels.layers(ctypes.byref(call))

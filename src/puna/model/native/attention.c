@@ -261,7 +261,16 @@ static void NAME(add_parts)(const Attention *a, const Cut *cut, long span, long 
     }
 }
 
-// Writes the new keys and values into the pool, then attends.
+// Writes the new keys and values into the pool.
+static void NAME(keep)(const Attention *a) {
+    for (long s = 0, row = 0; s < a->spans; row += a->counts[s++]) {
+        long first = a->starts[s] / BLOCK, last = (a->starts[s] + a->counts[s] - 1) / BLOCK;
+#pragma omp parallel for num_threads(a->threads) schedule(static) if (last - first > 4)
+        for (long block = first; block <= last; block++) NAME(write_block)(a, s, row, block);
+    }
+}
+
+// Writes the new keys and values into the pool (unless `k` is NULL: they are there), then attends.
 void NAME(attend)(Attention *a) {
     long width = a->head_dim, padded = rounded_up(width), group = a->heads / a->kv_heads;
     long per_tile = TILE_ROWS / group > 1 ? TILE_ROWS / group : 1, tile_rows = per_tile * group;
@@ -277,7 +286,8 @@ void NAME(attend)(Attention *a) {
         long splits = (start + count - 1) / SPLIT - low + 1, first_block = start / BLOCK;
         if (count > FEW_QUERIES || splits < 2 || a->threads < 2) splits = 0;
         long mine = a->kv_heads * (splits ? splits : (count + per_tile - 1) / per_tile);
-        cuts[s] = (Cut){row, items, mine, blocks, (start + count - 1) / BLOCK - first_block + 1, low, splits, heads, 0};
+        long written = a->k ? (start + count - 1) / BLOCK - first_block + 1 : 0;
+        cuts[s] = (Cut){row, items, mine, blocks, written, low, splits, heads, 0};
         row += count, items += mine, blocks += cuts[s].blocks, heads += splits ? a->kv_heads : 0;
         parts += a->kv_heads * splits * count * group * (padded + 2);
         work += (double)count * (start + count - sees_from(start, a->chunk)) * a->heads * width;

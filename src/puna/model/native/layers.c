@@ -21,6 +21,8 @@ typedef struct {  // one pass over `rows` tokens
                                                            // of the widest layer
     char *scratch;                             // of the largest product
     const float *cosines, *sines, *scale;
+    const int64_t *wanted;                     // [kept] rows that anybody reads after the last layer, ascending
+    long kept;                                 // negative: all are read
     int bf16, threads, failed;
 } Pass;
 
@@ -34,8 +36,33 @@ static void NAME(add)(char *x, const char *y, long rows, long width, int bf16, i
     }
 }
 
+// The last layer from attention on, for the wanted rows only: of the others nobody reads more than keys and values. Their
+// queries and their stream move to the front. Attention of consecutive ones is one span's.
+static void NAME(attend_wanted)(Pass *p, Attention *all, long stream, long queries, long stride) {
+    Attention a = *all;
+    int64_t *starts = malloc((p->kept + 1) * 2 * sizeof(int64_t)), *counts = starts + p->kept + 1;
+    const int32_t **tables = malloc((p->kept + 1) * sizeof(*tables));
+    p->failed = !starts || !tables;
+    NAME(keep)(all);
+    a.spans = 0, a.k = 0, a.starts = starts, a.counts = counts, a.tables = tables;
+    for (long i = 0, s = 0, row = 0; !p->failed && i < p->kept; i++) {
+        long at = p->wanted[i];
+        memmove((char *)p->x + i * stream, (char *)p->x + at * stream, stream);
+        memmove((char *)p->qkv + i * stride, (char *)p->qkv + at * stride, queries);
+        int goes_on = i > 0 && at == p->wanted[i - 1] + 1 && at < row + all->counts[s];
+        while (at >= row + all->counts[s]) row += all->counts[s++];
+        if (goes_on) counts[a.spans - 1]++;
+        else starts[a.spans] = all->starts[s] + at - row, counts[a.spans] = 1, tables[a.spans++] = all->tables[s];
+    }
+    if (a.spans && !p->failed) {
+        NAME(attend)(&a);
+        p->failed = a.failed;
+    }
+    free(starts), free(tables);
+}
+
 void NAME(layers)(Pass *p) {
-    long size = p->bf16 ? 2 : 4;
+    long size = p->bf16 ? 2 : 4, rows = p->rows;
     p->failed = 0;
     for (long i = 0; i < p->count && !p->failed; i++) {
         const Layer *l = p->layers + i;
@@ -51,19 +78,24 @@ void NAME(layers)(Pass *p) {
         }
         a->pool = l->pool, a->q = p->qkv, a->k = keys, a->v = keys + kv * size, a->out = p->heads;
         a->q_stride = a->k_stride = a->v_stride = all;
-        NAME(attend)(a);
-        p->failed = a->failed;
-        NAME(linear)(l->out, p->heads, p->added, p->rows, q, p->bf16, p->scratch, p->threads);
-        NAME(add)(p->x, p->added, p->rows, p->width, p->bf16, p->threads);
-        NAME(rms_norm)(p->x, l->after, p->normed, p->rows, p->width, l->eps, p->bf16, p->threads);
+        if (p->kept >= 0 && i == p->count - 1) {
+            NAME(attend_wanted)(p, a, p->width * size, q * size, all * size);
+            if (!(rows = p->kept)) break;
+        } else {
+            NAME(attend)(a);
+            p->failed = a->failed;
+        }
+        NAME(linear)(l->out, p->heads, p->added, rows, q, p->bf16, p->scratch, p->threads);
+        NAME(add)(p->x, p->added, rows, p->width, p->bf16, p->threads);
+        NAME(rms_norm)(p->x, l->after, p->normed, rows, p->width, l->eps, p->bf16, p->threads);
         if (l->mixture) {
-            NAME(mixture)(l->mixture, p->normed, p->added, p->rows, p->width, p->bf16, p->threads);
+            NAME(mixture)(l->mixture, p->normed, p->added, rows, p->width, p->bf16, p->threads);
             p->failed |= l->mixture->failed;
         } else {
-            NAME(linear)(l->gate_up, p->normed, p->gate_up, p->rows, p->width, p->bf16, p->scratch, p->threads);
-            NAME(silu_mul)(p->gate_up, p->inner, p->rows, l->hidden, p->bf16, p->threads);
-            NAME(linear)(l->down, p->inner, p->added, p->rows, l->hidden, p->bf16, p->scratch, p->threads);
+            NAME(linear)(l->gate_up, p->normed, p->gate_up, rows, p->width, p->bf16, p->scratch, p->threads);
+            NAME(silu_mul)(p->gate_up, p->inner, rows, l->hidden, p->bf16, p->threads);
+            NAME(linear)(l->down, p->inner, p->added, rows, l->hidden, p->bf16, p->scratch, p->threads);
         }
-        NAME(add)(p->x, p->added, p->rows, p->width, p->bf16, p->threads);
+        NAME(add)(p->x, p->added, rows, p->width, p->bf16, p->threads);
     }
 }
