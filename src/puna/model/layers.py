@@ -164,7 +164,7 @@ def _call(
     cache: Batch,
     wanted_R: Tensor | None = None,
 ) -> None:
-    """Bring the stream through the layers from `first` on, in place; wanted: the only rows to come out, at the front."""
+    """Bring the stream through the layers from `first` on, in place; wanted: rows to come out, at the front."""
     if not run:
         return
     rows, width, dtype = x_1SD.shape[1], x_1SD.shape[2], x_1SD.dtype
