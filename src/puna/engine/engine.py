@@ -11,6 +11,7 @@ import torch
 from puna.engine.core import RUN_AHEAD, Core, Delivery, Task
 from puna.engine.stats import Stats
 from puna.errors import PunaError
+from puna.model import pages
 
 PATIENCE = 0.05  # seconds between looks at work that can't go on just now
 EXIT_SECONDS = 30.0  # the interpreter waits so long for the step in progress
@@ -100,7 +101,7 @@ class Engine:
 
 
 def _run(core: Core, wake: "SimpleQueue[None]") -> None:
-    """The thread: step while something can be computed, else sleep."""
+    """The thread: step while something can be computed, else move weights into large pages, else sleep."""
     with torch.no_grad():  # not inference_mode: a caller may write into the logits it gets
         while not core.stopping:
             while not wake.empty():
@@ -112,7 +113,7 @@ def _run(core: Core, wake: "SimpleQueue[None]") -> None:
                 for task in core.tasks():
                     core.finish(task, error)
                 continue
-            if not busy:
+            if not busy and (core.tasks() or not pages.enlarge()):
                 waits = any(not task.paused or task.deadline is not None for task in core.tasks())
                 with suppress(Empty):
                     wake.get(timeout=PATIENCE if waits else None)

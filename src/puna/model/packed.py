@@ -258,7 +258,7 @@ def _panel_six(octets: Tensor, zero: int) -> Tensor:
 def _empty(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
     """Memory for panels, to lie in large pages where it fills some."""
     size = math.prod(shape) * dtype.itemsize
-    if device.type == "meta" or size < pages.LARGE:
+    if device.type == "meta" or not pages.suit(size):
         return torch.empty(shape, dtype=dtype, device=device)
     return pages.allocate(size).view(dtype).view(shape)
 

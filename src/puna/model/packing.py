@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from puna.errors import PunaError
+from puna.model import pages
 from puna.model.attention import Attention
 from puna.model.cross_attention import CrossBlock
 from puna.model.decoder import Block, Decoder
@@ -126,7 +127,8 @@ class Packer:
             name = _experts_of(layer)
             if cache is None:
                 gate_up, down = (self._experts(f"{name}{part}_proj") for part in ("gate_up", "down"))
-                mixture.experts = self._together(gate_up, down)
+                with pages.side_by_side():
+                    mixture.experts = self._together(gate_up, down)
             else:
                 count = len(mixture.experts.get_parameter("down_proj"))
                 mixture.experts = OnDemandExperts(cache, layer, count, partial(self.one, layer))
