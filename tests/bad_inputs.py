@@ -265,6 +265,10 @@ FLAGS: list[Command] = [
             "dtype 'float8' is not known; use one of float32, bfloat16, float16, float64"),
     Command("an unknown device", checkpoint, f"{GENERATE} --device tpu",
             "device 'tpu' can't be used here: there is no such device; use cpu, cuda, cuda:1 or mps"),
+    Command("a device that computes nothing", checkpoint, f"{GENERATE} --device meta",
+            "device 'meta' can't be used here: ...; use device='cpu'"),
+    Command("endless memory", checkpoint, f"{GENERATE} --memory inf",
+            "--memory must be a number of GB, not inf; leave it out to take all that is available"),
     Command("text for a model without tokenizer", without(*TOKENIZER), "puna generate tiny --prompt Hello",
             "a text prompt needs a tokenizer, and this checkpoint has none; give token ids, or put the tokenizer's "
             "files beside the weights"),

@@ -88,6 +88,14 @@ def test_a_users_mistake_is_one_line_without_traceback(monkeypatch, capfd) -> No
     assert (out, err) == ("", "Error: config.json has no hidden_size. Add it.\n")
 
 
+def test_a_name_that_is_too_long_for_a_file_is_no_traceback(monkeypatch, capfd) -> None:
+    monkeypatch.setattr(sys, "argv", ["puna", "show", "a" * 5000])
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    assert stopped.value.code == 1
+    assert capfd.readouterr().err == f"Error: {'a' * 5000}: File name too long\n"
+
+
 def test_standard_input_that_is_not_utf8_is_no_traceback(monkeypatch, capsys) -> None:
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"Gr\xfc\xdfe"), encoding="utf-8"))
     monkeypatch.setattr(sys, "argv", ["puna", "generate", "./nowhere"])

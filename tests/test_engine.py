@@ -170,6 +170,10 @@ def test_the_context_bounds_prompt_and_answer() -> None:
         ([1], {"tools": [{"type": "function"}]}, "tools need a chat"),
         ([1], {"logit_bias": {320: 1}}, "logit_bias names token 320"),
         ([1], {"temperature": -1}, "temperature must be at least 0"),
+        ([1], {"key": ["mine"]}, "key must be text"),
+        ([1], {"timeout": 0}, "timeout must be a number of seconds above 0, not 0"),
+        ([1], {"timeout": 10**400}, "timeout must be a number of seconds above 0, not 1000"),
+        ([1], {"priority": 0.5}, "priority must be a whole number"),
         (Inputs([1], torch.zeros(1, 3, 4, 4), [(1, 1)]), {}, "this model reads text only"),
     ],
 )
@@ -177,6 +181,13 @@ def test_mistakes_are_named_before_any_work(model: Model, prompt: Any, options: 
     with pytest.raises(PunaError) as caught:
         model.stream(prompt, **options)
     assert message in str(caught.value)
+
+
+def test_how_many_alternatives_is_checked_before_any_work(model: Model) -> None:
+    for top in (-1, True, "3"):
+        with pytest.raises(PunaError, match="top must be a whole number of alternatives from 0 on"):
+            model.score([1, 2], top)  # type: ignore[arg-type]
+    assert len(model.score([1, 2], 10**9)[1].top) == model.config.vocab_size  # type: ignore[union-attr]
 
 
 def test_damaged_weights_are_reported_not_sampled() -> None:

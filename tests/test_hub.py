@@ -232,6 +232,7 @@ def test_a_download_that_broke_off_keeps_complete_files_and_no_half_ones(hub, mo
     ("./llama/hf", None, "no file or folder here"),
     ("a/b/c.gguf", None, "no file or folder here"),
     ("", None, "no file or folder here"),
+    ("a" * 5000, None, "no file or folder here"),
 ])  # fmt: skip
 def test_names_that_lead_nowhere(name, revision, message, hub):
     with pytest.raises(PunaError, match=message):

@@ -65,8 +65,14 @@ def test_temperature_zero_is_greedy_and_tiny_temperatures_do_not_overflow() -> N
     logits = torch.tensor([1.0, 80.0, 79.9])
     random = OPEN.generator()
     assert choose(logits, Sampling(temperature=0), [], [], random) == 1
-    assert probabilities(logits, Sampling(temperature=1e-30)).tolist() == [0, 1, 0]
+    for tiny in (1e-30, 1e-60, 5e-324):  # the latter two are 0 to float32
+        assert probabilities(logits, Sampling(temperature=tiny)).tolist() == [0, 1, 0]
     assert probabilities(logits, Sampling(temperature=0)).tolist() == [0, 1, 0]
+
+
+@pytest.mark.parametrize("top_p", [1e-10, 1e-60, 5e-324])
+def test_a_tiny_top_p_keeps_the_likeliest(top_p: float) -> None:
+    assert probabilities(torch.tensor([1.0, 3.0, 2.0]), Sampling(temperature=1, top_p=top_p)).tolist() == [0, 1, 0]
 
 
 def test_penalties_follow_their_formulas() -> None:
@@ -112,12 +118,21 @@ def test_logits_that_are_not_numbers_are_an_error_not_a_token() -> None:
         choose(torch.tensor([0.0, float("nan")]), OPEN, [], [], OPEN.generator())
 
 
+@pytest.mark.parametrize("penalty", [1e-300, 1e300])
+def test_a_penalty_that_leaves_no_numbers_is_named_not_the_weights(penalty: float) -> None:
+    sampling = Sampling(temperature=1, repetition_penalty=penalty)
+    with pytest.raises(PunaError, match=r"repetition_penalty 1e[+-]300 takes logits out of float32's range"):
+        choose(torch.tensor([1.0, -1.0]), sampling, [0, 1], [], OPEN.generator())
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"temperature": -0.1}, "temperature must be at least 0, not -0.1"),
         ({"temperature": float("nan")}, "temperature must be a number at least 0"),
         ({"temperature": "hot"}, "temperature must be a number at least 0, not 'hot'"),
+        ({"temperature": 10**400}, "temperature must be a number at least 0, not 1000"),
+        ({"ignore_eos": "no"}, "ignore_eos must be True or False, not 'no'"),
         ({"top_p": 0}, "top_p must be above 0 and at most 1, not 0"),
         ({"top_p": 1.01}, "top_p must be above 0 and at most 1, not 1.01"),
         ({"top_k": -1}, "top_k must be at least 0, not -1"),

@@ -28,7 +28,7 @@ def resolve(name_or_path: str | Path, revision: str | None = None) -> Path:
     """
     name = str(name_or_path)
     path = Path(name).expanduser()
-    if name and path.exists():
+    if name and _exists(path):
         return path
     if name in BUNDLED:
         return _bundled(name)
@@ -39,6 +39,13 @@ def resolve(name_or_path: str | Path, revision: str | None = None) -> Path:
             f"{' or '.join(map(repr, BUNDLED))}, or a hub repository as 'org/name' or 'org/name:file.gguf'."
         )
     return _Repository(match["repo"], revision).fetch(match["file"])
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # such as a name that is longer than any file's
+        return False
 
 
 def licence_of(path: Path) -> str | None:

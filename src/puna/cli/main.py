@@ -95,3 +95,8 @@ def main() -> None:
         # The reader (head, less) has gone: stop quietly, and keep the interpreter from flushing into the closed pipe.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    except OSError as error:  # of a file that nothing closer says more about: its name is too long, its disk is full
+        if error.filename is None:
+            raise
+        typer.echo(typer.style("Error: ", fg="red") + f"{error.filename}: {error.strerror}", err=True)
+        sys.exit(1)

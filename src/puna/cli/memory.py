@@ -1,7 +1,10 @@
 """What commands that load a model say on standard error: memory before and after, and what the load changed."""
 
+import math
 import sys
 from typing import TYPE_CHECKING
+
+from puna.errors import PunaError
 
 if TYPE_CHECKING:
     from puna.engine import Model
@@ -10,7 +13,11 @@ if TYPE_CHECKING:
 
 def in_bytes(gigabytes: float | None) -> int | None:
     """`--memory`, as `puna.load` takes it."""
-    return None if gigabytes is None else int(gigabytes * 1e9)
+    if gigabytes is None:
+        return None
+    if not math.isfinite(gigabytes):
+        raise PunaError(f"--memory must be a number of GB, not {gigabytes}; leave it out to take all that is available")
+    return int(gigabytes * 1e9)
 
 
 def show_forecast(forecast: "Forecast") -> None:

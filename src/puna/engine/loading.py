@@ -122,12 +122,12 @@ def _draft(speculate: object, small: "Source | None", vocabulary: int) -> Needs 
 def _device(device: str | torch.device) -> torch.device:
     try:
         target = torch.device(device)
-    except RuntimeError:
+    except (RuntimeError, TypeError):
         raise PunaError(
             f"device {str(device)!r} can't be used here: there is no such device; use cpu, cuda, cuda:1 or mps"
         ) from None
     try:
-        torch.empty(1, device=target)
+        torch.zeros(1, device=target).tolist()  # of "meta", which holds no numbers, nothing can be read
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).strip().splitlines()[0]
         raise PunaError(f"device {str(device)!r} can't be used here: {reason}; use device='cpu'") from None

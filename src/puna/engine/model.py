@@ -1,5 +1,6 @@
 """`Model`: checks what a caller asks for, then hands a `Request` to the loop."""
 
+import math
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from operator import index
@@ -17,7 +18,7 @@ from puna.engine.grammar import Grammar, Vocabulary
 from puna.engine.pace import LARGEST
 from puna.engine.pictures import Shown, shown
 from puna.engine.reply import ContextLengthError, Inputs, Reply, TokenLogprob
-from puna.engine.sampling import Options, Sampling
+from puna.engine.sampling import Options, Sampling, finite
 from puna.engine.sizes import CacheSize, cache_size
 from puna.engine.speculation import DraftModel, drafter_for
 from puna.engine.stats import Stats
@@ -132,7 +133,9 @@ class Model:
     def scores(self, ids_or_inputs: Inputs | Sequence[int] | Tensor, top: int = 0, *, key: str | None = None) -> Scores:
         """What `score` gives, one by one, and with an end that can be called: `close`. key: see `stream`."""
         ids, pictures = self._checked(ids_or_inputs)
-        return Scores(self._engine, ids, top, self.tokenizer, key, pictures)
+        if isinstance(top, bool) or not isinstance(top, int) or top < 0:
+            raise PunaError(f"top must be a whole number of alternatives from 0 on, not {top!r}")
+        return Scores(self._engine, ids, top, self.tokenizer, _key(key), pictures)
 
     def memory_used(self) -> tuple[Forecast | None, int]:
         """What was forecast for the cache that was really used, and the process's largest resident size so far."""
@@ -192,7 +195,7 @@ class Model:
             continues_text=not isinstance(prompt, Inputs) and not _is_chat(prompt),
             tools=tools or (),
             grammar=grammar,
-            key=options.get("key"),
+            key=_key(options.get("key")),
             priority=_priority(options.get("priority")),
             timeout=_timeout(options.get("timeout")),
             pictures=pictures,
@@ -275,7 +278,13 @@ def _priority(given: Any) -> int:
     return given
 
 
+def _key(given: Any) -> str | None:
+    if given is not None and not isinstance(given, str):
+        raise PunaError(f"key must be text (requests of one key share its part of the machine), not {given!r:.80}")
+    return given
+
+
 def _timeout(given: Any) -> float | None:
-    if given is not None and (isinstance(given, bool) or not isinstance(given, int | float) or not given > 0):
-        raise PunaError(f"timeout must be a number of seconds above 0, not {given!r}")
+    if given is not None and not (given == math.inf or (finite(given) and given > 0)):
+        raise PunaError(f"timeout must be a number of seconds above 0, not {given!r:.80}")
     return given

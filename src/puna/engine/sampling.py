@@ -81,6 +81,8 @@ class Sampling:
                 _whole(name, value, 0)
         if self.seed is not None:
             _whole("seed", self.seed, None)
+        if not isinstance(self.ignore_eos, bool):
+            raise PunaError(f"ignore_eos must be True or False, not {self.ignore_eos!r:.80}")
         if not all(isinstance(s, str) and s for s in self.stop):
             raise PunaError(f"stop must be non-empty strings, not {list(self.stop)!r}")
         if not isinstance(self.logit_bias, Mapping):
@@ -115,10 +117,18 @@ class Sampling:
         return random
 
 
+def finite(value: Any) -> bool:
+    """Whether it is a number that a float holds."""
+    try:
+        return not isinstance(value, bool) and isinstance(value, int | float) and math.isfinite(value)
+    except OverflowError:  # whole numbers of more than 308 digits
+        return False
+
+
 def _number(name: str, value: Any, low: float, high: float | None, above_low: bool = False) -> None:
     wanted = f"{'above' if above_low else 'at least'} {low:g}" + ("" if high is None else f" and at most {high:g}")
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise PunaError(f"{name} must be a number {wanted}, not {value!r}")
+    if not finite(value):
+        raise PunaError(f"{name} must be a number {wanted}, not {value!r:.80}")
     if value < low or (above_low and value == low) or (high is not None and value > high):
         raise PunaError(f"{name} must be {wanted}, not {value:g}")
 
@@ -155,8 +165,9 @@ def probabilities(logits_V: Tensor, sampling: Sampling) -> Tensor:
     """The distribution [V] that a token is drawn from: temperature, then min_p, top_k and top_p, renormalised."""
     if sampling.temperature == 0:
         return torch.nn.functional.one_hot(logits_V.argmax(), logits_V.shape[0]).to(torch.float32)
-    # the maximum is subtracted first: a tiny temperature must not overflow
-    probs_V = torch.softmax((logits_V.float() - logits_V.max()) / sampling.temperature, dim=-1)
+    # the maximum is subtracted first: a tiny temperature must not overflow; nor may it become float32's 0
+    temperature = max(sampling.temperature, torch.finfo(torch.float32).tiny)
+    probs_V = torch.softmax((logits_V.float() - logits_V.max()) / temperature, dim=-1)
     if sampling.min_p > 0:
         probs_V = probs_V.where(probs_V >= sampling.min_p * probs_V.max(), 0.0)
     if sampling.top_k and sampling.top_k < probs_V.shape[0]:
@@ -176,8 +187,9 @@ def _nucleus(probs_V: Tensor, top_p: float) -> Tensor:
         values, order = probs_V[indices].sort(descending=True)
         if values.sum() >= top_p:
             break
-    before = values.cumsum(0) - values
-    kept = values.where(before < top_p, 0.0)
+    inside = values.cumsum(0) - values < top_p
+    inside[0] = True  # also where top_p is nothing to float32
+    kept = values.where(inside, 0.0)
     return torch.zeros_like(probs_V).scatter_(0, indices[order], kept / kept.sum())
 
 
@@ -200,8 +212,11 @@ def _reaching(sums: Tensor, point: Tensor) -> int:
 def choose(logits_V: Tensor, sampling: Sampling, prompt: Sequence[int], answer: Sequence[int],
            random: torch.Generator, allowed_V: Tensor | None = None) -> int:
     """The next token for logits [V] after `prompt` and `answer`; `allowed_V` (bool) bars the others entirely."""
-    logits_V = adjust(logits_V, sampling, prompt, answer)
+    raw_V, logits_V = logits_V, adjust(logits_V, sampling, prompt, answer)
     if not logits_V.sum().isfinite():  # one pass, and no number that a model means reaches float32's end
+        if raw_V.sum().isfinite():
+            raise PunaError(f"repetition_penalty {sampling.repetition_penalty:g} takes logits out of float32's range; "
+                            "give one nearer to 1")
         raise PunaError(
             "the model gave logits that are not finite numbers: the weights are damaged, or the dtype is too narrow; "
             "try dtype='float32'"
