@@ -6,7 +6,8 @@
    of a chunk, and their logits are compared with attention computed block by block in float64. The prefill time is then
    extrapolated: fitted to the measured pieces as a + b * position, and said to be so.
 
-Rotations are float32 in both, as the models were trained: at position 10^7 float32 angles differ from float64's.
+The layer that sees everything is the second: of the last one, only rows that somebody reads are computed. Rotations are
+float32 in both, as the models were trained: at position 10^7 float32 angles differ from float64's.
 """
 
 import math
@@ -35,7 +36,7 @@ from puna.model.rope import Positions, inverse_frequencies
 CHUNK = 8192
 CONFIG = ModelConfig(
     architecture="llama4", vocab_size=512, hidden_size=64, num_layers=4, num_heads=2, num_kv_heads=1, head_dim=16,
-    intermediate_size=128, context_length=10_485_760, nope_layers=(3,), attention_chunk_size=CHUNK, qk_norm=True,
+    intermediate_size=128, context_length=10_485_760, nope_layers=(1,), attention_chunk_size=CHUNK, qk_norm=True,
     attention_temperature=AttentionTemperature(), tie_word_embeddings=True,
 )  # fmt: skip
 PIECE = 1 << 16  # tokens of the seeded cache that are made at a time
