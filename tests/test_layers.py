@@ -67,6 +67,7 @@ ROWS = (
     [[39, 42], [0, 30], [0, 1]],
     [[3, 4, 5, 6, 7, 8, 38, 39, 40, 41], [1, 2, 3, 30], [1]],  # guesses; runs that end and begin at a sequence's edge
     [[42, 0, 7], [5, 5], [1, 0]],  # in no order, or twice
+    [[-1], [-2, 3], [0]],  # from the end
 )
 
 
@@ -81,6 +82,14 @@ def test_rows_that_nobody_reads_change_nothing(kind: str, dtype: torch.dtype, bi
     everything = passes(model, dtype, kv)
     for some, whole, wanted in zip(passes(model, dtype, kv, rows), everything, rows, strict=True):
         assert torch.equal(some, whole[:, wanted])
+
+
+@torch.no_grad()
+def test_rows_that_are_not_there_are_refused() -> None:
+    model = packed("llama3.2", torch.float32, None)
+    for rows in ([43], [0, 43], [-44]):
+        with pytest.raises(IndexError):
+            passes(model, torch.float32, None, [rows, [], []])
 
 
 @torch.no_grad()

@@ -7,6 +7,7 @@ Legend: S tokens of a pass, D model width.
 
 import ctypes
 from dataclasses import dataclass
+from itertools import pairwise
 from operator import is_
 
 import torch
@@ -129,7 +130,7 @@ class Layers:
             _call(kernels, x_BSD, run, at - len(run), positions, cache)
             run = []
             x_BSD = block(x_BSD, positions, cache.layers[at])
-        wanted = rows if run and rows is not None and _ascending(rows) else None
+        wanted = rows if run and rows is not None and _in_order(rows, x_BSD.shape[1]) else None
         _call(kernels, x_BSD, run, start + len(blocks) - len(run), positions, cache, wanted)
         if wanted is not None:
             return x_BSD[:, : len(wanted)]
@@ -151,8 +152,12 @@ class Layers:
         return self._dense
 
 
-def _ascending(rows_R: Tensor) -> bool:
-    return bool((rows_R[1:] > rows_R[:-1]).all())
+def _in_order(rows_R: Tensor, length: int) -> bool:
+    """Whether these are numbers of rows, each once and upward, as the kernels take them."""
+    if rows_R.dtype != torch.int64 or not rows_R.is_contiguous():
+        return False
+    numbers = [-1, *rows_R.tolist(), length]
+    return all(before < after for before, after in pairwise(numbers))
 
 
 def _call(
