@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 
 from puna.guard.code import strings
 from puna.guard.code.budget import Budget
-from puna.guard.code.guards import tested
+from puna.guard.code.guards import keyed, tested
 from puna.guard.code.knowledge import Knowledge
 from puna.guard.code.scope import Env, Listener, Scope
 from puna.guard.code.value import MAX_PATHS, UNKNOWN, Atom, Value, cleaned, compose, constant, either, join_atoms
@@ -67,10 +67,16 @@ class Expressions(ABC):
         if not atoms:
             label = "named-constant" if node.name.isupper() else "unknown"
             atoms = (Atom(label, node.path() or node.name, node.start),)
-        return self.sourced(Value(paths=paths or (node.name,), atoms=atoms, node=node))
+        value = self.sourced(Value(paths=paths or (node.name,), atoms=atoms, node=node))
+        for purpose in self.known.about(value.paths).purposes:  # url.lastPathComponent
+            value = cleaned(value, purpose)
+        return value
 
     def _do_index(self, node: Node, env: Env, scope: Scope) -> Value:
         assert node.base is not None
+        stored = env.get(keyed(node))
+        if stored is not None:
+            return stored
         base = self.evaluate(node.base, env, scope)
         for arg in node.args:
             self.evaluate(arg, env, scope)
@@ -104,6 +110,8 @@ class Expressions(ABC):
     def _do_binary(self, node: Node, env: Env, scope: Scope) -> Value:
         values = [self.evaluate(a, env, scope) for a in node.args]
         value, is_text = strings.binary(node, values)
+        if node.name in ("<<", ">>"):
+            strings.stream(node, values, env)
         if is_text:
             self.listener.text(node, value, scope)
         elif len(values) == 2:
@@ -130,7 +138,9 @@ class Expressions(ABC):
             return Value(node=node)
         self.evaluate(node.args[0], env, scope)
         inside = dict(env)
-        check(inside, tested(node.args[0]))
+        asked = tested(node.args[0])
+        self.meet(asked, inside, node)
+        check(inside, asked)
         values = [self.evaluate(a, inside, scope) for a in node.args[1:]]
         return either(values) if values else Value(node=node)
 
@@ -214,6 +224,8 @@ class Expressions(ABC):
                     node=holder.node,
                 )
             if target.kind == "index" and target.args and target.args[0].kind == "string":
+                if (known := keyed(target)) in env:
+                    env[known] = value
                 self.listener.pair(node, str(target.args[0].value), value, scope)
         else:
             seen = Value((path,) if path else (), node=target)
@@ -230,9 +242,10 @@ class Expressions(ABC):
     def meet(self, paths: set[str], env: Env, node: Node) -> None:
         """Note the members among these that are input, so that what a condition shows of them is kept."""
         for path in paths:
-            first = path.split(".", 1)[0]
+            first = path.split(".", 1)[0].split("[", 1)[0]
             if first != path and path not in env and (first not in env or first in SELF):
-                known = self.sourced(Value(paths=(path,), node=node))
+                spelt = path[: path.index("[")] + "[]" if path.endswith("]") else path
+                known = self.sourced(Value(paths=(spelt,), node=node))
                 if known.atoms:
                     env[path] = known
 
@@ -248,8 +261,30 @@ class Expressions(ABC):
         return value
 
 
+_PARSED = (
+    "Uri",
+    "URI",
+    "URL",
+    "Url",
+    "URI.create()",
+    "url.Parse()",
+    "Url.parse()",
+    "url.ParseRequestURI()",
+    "urlsplit()",
+    "urlparse()",
+    "URI.parse()",
+    "URI()",
+    "parse_url()",
+)
+
+
 def check(env: Env, names: set[str]) -> None:
-    """Mark what the names hold as tested by a condition."""
-    for name in names:
-        if name in env:
-            env[name] = cleaned(env[name], "checked")
+    """Mark what the names hold as tested by a condition; with the parts of an address, the text that it was read
+    from."""
+    for name in names & env.keys():
+        value = env[name]
+        env[name] = cleaned(value, "checked")
+        if value.atoms and any(path.endswith(_PARSED) for path in value.paths):
+            for other, held in env.items():
+                if other not in names and held.atoms and set(held.atoms) <= set(value.atoms):
+                    env[other] = cleaned(held, "checked")

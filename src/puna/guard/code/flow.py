@@ -18,6 +18,7 @@ from puna.guard.code.view import Node
 
 LATE = frozenset({"catch", "function", "class"})  # walked even where the statements before them leave
 FINALLY = frozenset({"finally_clause", "ensure", "finally_block"})
+ANSWERS = frozenset({"render", "redirect_to", "head", "redirect_back"})  # what a handler leaves with
 MAX_FOLLOWED = 40  # calls of helpers with input that are followed, per file
 
 
@@ -29,6 +30,7 @@ class Flow(Expressions):
         super().__init__(knowledge, listener, budget)
         self.root = root
         self.results: dict[int, Value] = {}
+        self.given: set[int] = set()  # functions that are given to a call that makes them handlers
         self.pending: list[tuple[Node, Env, Scope, list[Value]]] = []
 
     def run(self) -> None:
@@ -70,10 +72,24 @@ class Flow(Expressions):
                 if node.base is not None and names.checks(node.base.name):
                     check(env, {path for a in node.args if (path := a.path())})
                 ended = ended or strings.ends(node)
+            elif kind == "binary" and node.name in ("and", "or", "&&", "||") and _leaves(node.args[-1]):
+                ended = self.short(node, env, scope) or ended
             else:
                 self.evaluate(node, env, scope)
                 ended = ended and kind != "catch"  # a handler may go on after the try
         return ended
+
+    def short(self, node: Node, env: Env, scope: Scope) -> bool:
+        """`ok(x) or die()`, `render(x) and return`: what follows is reached if the test held. True if it never is."""
+        for part in node.args:
+            self.evaluate(part, env, scope)
+        first = node.args[0]
+        if node.name in ("and", "&&") and first.kind == "call":
+            return first.base is not None and first.base.name in ANSWERS
+        asked = tested(first)
+        self.meet(asked, env, first)
+        check(env, asked)
+        return False
 
     def branch(self, node: Node, env: Env, scope: Scope) -> bool:
         test = node.args[0]
@@ -82,11 +98,13 @@ class Flow(Expressions):
         asked = tested(test)
         self.meet(asked, env, test)
         then_env, else_env = dict(env), dict(env)
-        checked = {name: cleaned(env[name], "checked") for name in asked if name in env}
-        then_env.update(checked)
+        check(then_env, asked)
+        checked = {name: value for name, value in then_env.items() if value is not env[name]}
         then_left = self.block(node.body, then_env, scope)
         if then_left or node.orelse:
             else_env.update(checked)
+        else:  # `if (!ok(x)) x = "/"`: what wasn't replaced passed the test
+            else_env.update((name, value) for name, value in checked.items() if _replaced(value, then_env.get(name)))
         else_left = self.block(node.orelse, else_env, scope) if node.orelse else False
         if then_left and else_left:
             return True
@@ -115,6 +133,12 @@ class Flow(Expressions):
             merged = merge(inside, env)
             env.clear()
             env.update(merged)
+        refusal = _refusal(node)
+        if refusal is not None:
+            asked = tested(refusal)
+            if node.base is not None and node.args and node.base.path() in asked:
+                asked.add(node.args[0].path())
+            check(env, asked)
         return Value(node=node)
 
     def _do_catch(self, node: Node, env: Env, scope: Scope) -> Value:
@@ -202,7 +226,7 @@ class Flow(Expressions):
 
     def handles(self, function: Node, klass: Node | None) -> bool:
         """Whether all parameters come from outside: a handler of requests."""
-        if _marked(function, self.known.handler_marks):
+        if id(function) in self.given or _marked(function, self.known.handler_marks):
             return True
         bases = [base.path() for base in klass.args] if klass is not None else []
         return function.name != getattr(klass, "name", "") and self.known.handler_classes.match(bases)
@@ -226,6 +250,8 @@ class Flow(Expressions):
         else:
             callee = self.evaluate(base, env, scope) if base is not None else Value()
             paths = callee.paths or ("?",)
+        if self.known.handler_calls.match(paths):
+            self.given.update(id(a) for a in node.args if a.kind == "function")
         args = [self.evaluate(a, env, scope) for a in node.args]
         keys = node.keys or [None] * len(args)
         call = Call(node, paths, receiver, args, keys, scope, used)
@@ -327,6 +353,28 @@ class Flow(Expressions):
             result.function,
             call.node,
         )
+
+
+def _leaves(node: Node) -> bool:
+    return node.kind in ("return", "throw", "exit") or (node.kind == "call" and strings.ends(node))
+
+
+def _replaced(before: Value, after: Value | None) -> bool:
+    """Whether a name was given something that has nothing of what it held."""
+    return after is not None and after is not before and not {a.at for a in before.atoms} & {a.at for a in after.atoms}
+
+
+def _refusal(node: Node) -> Node | None:
+    """The condition of a loop's body that does nothing but refuse: `for (c : s) if (!ok(c)) return -1;`."""
+    body = node.body
+    while len(body) == 1 and body[0].kind == "block":
+        body = body[0].body
+    if len(body) != 1 or body[0].kind != "if" or body[0].orelse:
+        return None
+    left = body[0].body
+    while left and left[-1].kind == "block":
+        left = left[-1].body
+    return body[0].args[0] if left and left[-1].kind in ("return", "throw") else None
 
 
 def _marked(node: Node, patterns: Patterns) -> bool:

@@ -53,6 +53,8 @@ EMPTINESS = {
     "existsSync",
 }
 
+FILLS = {"read", "recv", "recvfrom", "fread", "scanf", "fscanf", "sscanf", "fgets", "getline"}
+
 
 def tested(node: Node) -> set[str]:
     """Names (and paths of members) on which the condition's outcome depends, emptiness tests aside."""
@@ -70,6 +72,8 @@ def tested(node: Node) -> set[str]:
                 ):
                     for operand in at.args:
                         _mentioned(operand, found)
+                else:  # `urlsplit(x).netloc == ""`, `re.match(p, x) is None`: what is called tests x
+                    stack.extend(at.args)
             else:
                 stack.extend(at.args)
         elif at.kind == "call":
@@ -79,6 +83,9 @@ def tested(node: Node) -> set[str]:
                     _mentioned(operand, found)
                 if at.base is not None and at.base.kind == "member" and at.base.base is not None:
                     _mentioned(at.base.base, found)
+        elif at.kind == "index":  # allowed[host]
+            for operand in at.args:
+                _mentioned(operand, found)
         else:
             stack.extend(at.children())
     return found
@@ -86,7 +93,17 @@ def tested(node: Node) -> set[str]:
 
 def _mentioned(node: Node, found: set[str]) -> None:
     for below in node.walk()[:60]:
+        if below.kind == "call" and below.base is not None and below.base.name in FILLS:
+            return  # what the call fills is read, not tested
         if below.kind == "name":
             found.add(below.name)
-        elif below.kind == "member" and (path := below.path()):
+        elif (below.kind == "member" and (path := below.path())) or (below.kind == "index" and (path := keyed(below))):
             found.add(path)
+
+
+def keyed(node: Node) -> str:
+    """`params[x]` for an index that is a literal text; "" for any other."""
+    if len(node.args) != 1 or node.args[0].kind != "string" or node.base is None:
+        return ""
+    path = node.base.path()
+    return f"{path}[{node.args[0].value}]" if path else ""

@@ -18,6 +18,11 @@ KEEP = frozenset(
 APPEND = frozenset(
     """append push add concat << insert extend push_str WriteString Append AppendFormat AppendLine Add addAll""".split()  # noqa: SIM905 - a list of words
 )
+# classes that hold a text that grows, and the methods that give the grown one back
+BUILDERS = frozenset({"StringBuilder", "StringBuffer", "stringstream", "ostringstream"})
+LISTS = frozenset({"asList", "of", "listOf", "arrayOf", "mutableListOf"})
+SAME = frozenset({"GetBytes", "from"})  # Encoding.UTF8.GetBytes(text), String::from(text)
+ADDS = frozenset({"append", "Append", "AppendLine", "concat"})
 # functions that give a text in the reader's language
 TRANSLATED = frozenset(
     """_ gettext ugettext lazy_gettext gettext_lazy ugettext_lazy gettext_noop ngettext ungettext ngettext_lazy
@@ -158,6 +163,15 @@ def composed(known: Knowledge, call) -> Value | None:  # type: ignore[no-untyped
             if "{" in text
             else percent(template, rest, Value(atoms=join_atoms(rest)), node)
         )
+    if name in BUILDERS and (not args or is_text(args[0])) and len(args) < 2 and (node.new or receiver is None):
+        return Value(
+            tuple(call.paths), text=args[0].text if args else "", built=bool(args) and args[0].built,
+            atoms=join_atoms(args), node=node,
+        )  # fmt: skip
+    if name in LISTS and (receiver is None or call.paths[0].split(".")[0] in ("List", "Arrays", "Set")):
+        return Value(tuple(p + "()" for p in call.paths), atoms=join_atoms(args), items=args, node=node)
+    if name in SAME and len(args) == 1 and is_text(args[0]) and receiver is not None:
+        return args[0]
     if name in TRANSLATED and args and is_text(args[0]):
         return args[0]
     if receiver is None or node.base is None or node.base.kind != "member":
@@ -170,6 +184,9 @@ def composed(known: Knowledge, call) -> Value | None:  # type: ignore[no-untyped
         for part in parts:
             joined += [part, receiver]
         return compose(joined[:-1], node) if joined else constant("", node)
+    if name in ADDS and args and is_text(receiver):
+        made = compose([receiver, *args], node)
+        return Value(receiver.paths, text=made.text, built=made.built, atoms=made.atoms, node=node)
     if name in KEEP and (is_text(receiver) or receiver.items is not None):
         return receiver
     if name in ("replace", "replaceAll", "Replace") and receiver.text is not None and args:
@@ -197,7 +214,7 @@ def looks_up(call) -> bool:  # type: ignore[no-untyped-def]
 
 
 _ONLY = re.compile(r"\[\^[\w\\\- ]*\][+*]?")  # whatever isn't a letter, a digit, - or _
-_ENDS = frozenset({"abort", "exit", "_exit", "die", "panic"})
+_ENDS = frozenset({"abort", "exit", "_exit", "die", "panic", "halt", "wp_die", "wp_send_json_error"})
 
 
 def ends(node: Node) -> bool:
@@ -233,9 +250,12 @@ def write(known: Knowledge, call, env: dict[str, Value]) -> None:  # type: ignor
         and base.base is not None
         and call.receiver is not None
     ):
-        path = base.base.path()
+        holder = base.base
+        while holder.kind == "call" and holder.base is not None and holder.base.name in APPEND and holder.base.base:
+            holder = holder.base.base  # b.append(x).append(y)
+        path = holder.path()
         before = call.receiver
-        if path in env or (base.base.kind == "name" and args):
+        if path in env or (holder.kind == "name" and args):
             if is_text(before) or any(is_text(a) for a in args):
                 value = compose([*([before] if is_text(before) else []), *args], before.node)
             else:
@@ -273,3 +293,18 @@ def write(known: Knowledge, call, env: dict[str, Value]) -> None:  # type: ignor
             else:
                 value = compose([args[i] for i in writer.of if i < len(args)], node)
             env[path] = Value(before.paths, value.const, value.text, value.built, value.atoms, node=node)
+
+
+def stream(node: Node, values: list[Value], env: dict[str, Value]) -> None:
+    """What C++'s operators on streams change: the text that `text << value` grows, what `std::cin >> name` reads."""
+    first = values[0]
+    if node.name == ">>":
+        if any(path in ("std.cin", "cin") for path in first.paths):
+            for target in node.args[1:]:
+                before = env.get(target.path())
+                if target.kind == "name" and before is not None:
+                    env[target.name] = Value(before.paths, atoms=(Atom("local", "std::cin", node.start),), node=node)
+        return
+    if node.args[0].kind == "name" and any(path.endswith(("stringstream", "ostringstream")) for path in first.paths):
+        made = compose([first if is_text(first) else constant("", node), *values[1:]], node)
+        env[node.args[0].name] = Value(first.paths, text=made.text, built=made.built, atoms=made.atoms, node=node)

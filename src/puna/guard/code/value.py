@@ -13,6 +13,7 @@ class _Missing:
 
 UNKNOWN = _Missing()  # the value isn't a known constant
 HOLE = "\0"  # stands in a composed text where something that isn't constant goes
+GIVEN = frozenset({"input", "local"})  # labels of what somebody else chose
 MAX_PATHS = 5
 MAX_ATOMS = 8
 MAX_TEXT = 4000
@@ -75,8 +76,8 @@ def join_atoms(values: "list[Value]") -> tuple[Atom, ...]:
 
 
 def either(values: list[Value]) -> Value:
-    """One of several (branches, operands of `or`): a composed text wins over a plain one; constant only where all
-    agree."""
+    """One of several (branches, operands of `or`): a composed text wins over foreign input, and that over a plain text;
+    constant only where all agree."""
     values = [v for v in values if v is not None]
     if len(values) == 1:
         return values[0]
@@ -84,7 +85,8 @@ def either(values: list[Value]) -> Value:
     if all(v is first for v in values):
         return first
     same = all(v.known() and type(v.const) is type(first.const) and v.const == first.const for v in values)
-    best = next((v for v in values if v.built), None) or next((v for v in values if v.text is not None), first)
+    foreign = next((v for v in values if v.text is None and any(a.label in GIVEN for a in v.atoms)), None)
+    best = next((v for v in values if v.built), foreign) or next((v for v in values if v.text is not None), first)
     paths = tuple(dict.fromkeys(p for v in values for p in v.paths))[:MAX_PATHS]
     items = next((v for v in values if v.items is not None), None)
     return Value(
@@ -120,8 +122,9 @@ def compose(values: list[Value], node: Node | None = None) -> Value:
         if value.known():
             text += value.const if isinstance(value.const, str) else str(value.const)
         elif value.text is not None:
-            text += value.text
-            built = built or value.built
+            other = bool(value.atoms) and not value.built  # this text, or something else: `name ?: ""`
+            text += value.text + HOLE * other
+            built = built or value.built or other
         else:
             text += HOLE
             built = built or bool(value.atoms)
