@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from puna.model.differentiable import rms_norm, swiglu, turn
+from puna.model.differentiable import reordered, rms_norm, swiglu, turn
 from puna.model.norm import rms_normalise
 from puna.model.rope import rotate_adjacent, rotate_halves
 
@@ -43,3 +43,9 @@ def test_gradients_are_pytorchs(dtype: torch.dtype, tolerance: float) -> None:
     for rotate in (rotate_adjacent, rotate_halves):
         both(lambda x, r=rotate: turn(x, angles.cos(), angles.sin(), r),
              lambda x, r=rotate: r(x, angles.cos(), angles.sin()), random(2, 6, 3, 8), tolerance=tolerance)  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_rows_in_another_order(dtype: torch.dtype) -> None:
+    order = torch.randperm(37, generator=torch.Generator().manual_seed(4))
+    both(lambda x: reordered(x, order, order.argsort()), lambda x: x[order], torch.randn(37, 5).to(dtype), tolerance=0)

@@ -126,3 +126,29 @@ def test_the_load_counts_every_token_once_for_each_choice() -> None:
     assert len({tuple(counts) for counts in load.values()}) > 1  # layers choose differently
     assert Decoder(tiny.CONFIGS["llama3.1"]).expert_load() == {}
     assert list(tiny.decoder("maverick").expert_load()) == [1, 3]
+
+
+@pytest.mark.parametrize("top_k", [1, 2, 3])
+def test_gradients_are_those_of_every_expert_on_every_row(top_k: int) -> None:
+    """The formula itself: each expert on all rows, weighted by zero where it was not chosen."""
+    layer = tiny.decoder(config(top_k), dtype=torch.float64).layers[0].feed_forward
+    assert isinstance(layer, MixtureOfExperts)
+    x_1SD = torch.randn(1, 40, 64, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
+    found = []
+    for dense in (False, True):
+        layer.zero_grad()
+        x = x_1SD.clone().requires_grad_()
+        if dense:
+            gates, chosen = layer.route(x[0])
+            y = layer.shared_expert(x)
+            experts = layer.experts
+            for e, (gate_up, down) in enumerate(zip(experts.gate_up_proj, experts.down_proj, strict=True)):
+                scaled = x[0] * (gates * (chosen == e)).sum(-1, keepdim=True)
+                gate, up = (scaled @ gate_up).chunk(2, -1)
+                y = y + (torch.nn.functional.silu(gate) * up) @ down
+        else:
+            y = layer(x)
+        y.backward(torch.randn(y.shape, dtype=y.dtype, generator=torch.Generator().manual_seed(6)))
+        found.append([y, x.grad, *(weight.grad for weight in layer.parameters())])
+    for ours, formula in zip(*found, strict=True):
+        torch.testing.assert_close(ours, formula, rtol=1e-9, atol=1e-9)

@@ -144,3 +144,24 @@ def low_rank(x: Tensor, weight_OK: Tensor, a_RK: Tensor, b_OR: Tensor, scale: fl
     """x [..., K] through a frozen matrix and its trainable update, weight + scale * b @ a."""
     out: Tensor = _LowRank.apply(x.flatten(0, -2), weight_OK, a_RK, b_OR, scale)
     return out.unflatten(0, x.shape[:-1])
+
+
+class _Reordered(torch.autograd.Function):
+    """Rows in another order. The gradient of `x[order]` adds row by row, in case that one was taken twice."""
+
+    @staticmethod
+    def forward(ctx: Any, x_CD: Tensor, order_C: Tensor, back_C: Tensor) -> Tensor:
+        ctx.save_for_backward(back_C)
+        return x_CD.index_select(0, order_C)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, out_grad: Tensor) -> tuple[Tensor, None, None]:
+        (back_C,) = ctx.saved_tensors
+        return out_grad.index_select(0, back_C), None, None
+
+
+def reordered(x_CD: Tensor, order_C: Tensor, back_C: Tensor) -> Tensor:
+    """Rows [C, D] in an order [C] that has each of them once; `back_C` is the way back, order_C[back_C] = 0, 1, 2..."""
+    out: Tensor = _Reordered.apply(x_CD, order_C, back_C)
+    return out

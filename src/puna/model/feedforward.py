@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from puna.family.config import ModelConfig
-from puna.model.differentiable import FILL, swiglu
+from puna.model.differentiable import FILL, reordered, swiglu
 from puna.model.elementwise import fast, sigmoid, silu_mul
 from puna.model.linear import Linear
 from puna.model.mixture import MixtureCall, mixture_call, run_mixture
@@ -122,8 +122,8 @@ class MixtureOfExperts(nn.Module):
         back_C = np.empty_like(order_C)
         back_C[order_C] = np.arange(len(order_C))
         order, back = (torch.from_numpy(each).to(x_ND.device) for each in (order_C, back_C))
-        scaled_CD = x_ND[order // self.top_k] * gates_Nk.flatten()[order, None]
-        routed_CD = self.experts(scaled_CD, counts)[back]
+        scaled_CD = (x_ND[:, None] * gates_Nk[..., None]).flatten(0, 1)
+        routed_CD = reordered(self.experts(reordered(scaled_CD, order, back), counts), back, order)
         if self.top_k == 1:
             return routed_CD
         return sum(routed_CD.unflatten(0, (-1, self.top_k)).unbind(1), start=torch.zeros_like(x_ND))
