@@ -433,6 +433,26 @@ def test_large_words_of_packed_integers_are_the_files_own_pages(tmp_path: Path) 
         file.read_bits("weight_packed")
 
 
+def test_a_file_that_is_written_anew_while_it_is_read_is_named(tmp_path: Path) -> None:
+    """Another model's bytes at the same places would be taken for this one's."""
+    path, other = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
+    save_file({"first": torch.ones(3), "second": torch.zeros(3)}, path)
+    save_file({"first": torch.ones(3), "second": torch.full((3,), 7.0)}, other)
+    os.utime(other, ns=(1, 1))
+    file = SafetensorsFile(path)
+    assert file.read("first").tolist() == [1, 1, 1]
+    os.replace(other, path)
+    for read in (file.read, file.read_bits, lambda name: file.read_rows(name, 0, 1)):
+        with pytest.raises(PunaError, match=r"a.safetensors was written anew while it was read. Load it again"):
+            read("second")
+    path.unlink()
+    with pytest.raises(PunaError, match=r"a.safetensors, tensor second: can't be read any more \(No such file"):
+        file.read("second")
+    file.mapped = True
+    with pytest.raises(PunaError, match=r"a.safetensors: can't be read any more"):
+        file.read("second")
+
+
 def mapped_of(path: Path) -> int:
     """Bytes of a file that this process has mapped."""
     lines = [line.split() for line in Path("/proc/self/maps").read_text().splitlines() if line.endswith(str(path))]

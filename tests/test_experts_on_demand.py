@@ -1,5 +1,6 @@
 """Models larger than memory: experts read when a token needs them give the bits of a model that is all in memory."""
 
+import os
 import random
 import threading
 import time
@@ -183,11 +184,14 @@ def test_a_damaged_expert_is_named_when_it_is_read(tmp_path: Path) -> None:
     path = FORMATS["fused"](tmp_path / "m")
     model = load_ready(open_source(path), memory=memory_for(load_ready(open_source(path)).model, 1)).model
     file = path / "model.safetensors"
-    entries = SafetensorsFile(file).entries
+    entries, before = SafetensorsFile(file).entries, file.stat()
     (damaged,) = (entry for name, entry in entries.items() if "layers.2.feed_forward.experts.down_proj" in name)
     with file.open("r+b") as opened:
         opened.seek(damaged.begin)
         opened.write(b"\xff" * (damaged.end - damaged.begin))
+    with pytest.raises(PunaError, match=r"model\.safetensors was written anew while it was read"):
+        logits(model)
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))  # a fault of the disk leaves no trace
     with pytest.raises(PunaError, match=r"layers\.2\.feed_forward\.experts\.down_proj holds NaN"):
         logits(model)
 

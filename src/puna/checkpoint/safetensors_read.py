@@ -10,11 +10,13 @@ import json
 import math
 import mmap
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from io import FileIO, IOBase
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -39,14 +41,28 @@ class Entry:
     end: int
 
 
+class _Version(NamedTuple):
+    """What changes when a file is written anew."""
+
+    place: tuple[int, int]  # device and inode
+    size: int
+    written: int  # nanoseconds
+
+
+def _version(file: IOBase) -> _Version:
+    found = os.fstat(file.fileno())
+    return _Version((found.st_dev, found.st_ino), found.st_size, found.st_mtime_ns)
+
+
 class SafetensorsFile:
     """An opened file. Raises PunaError, naming file and tensor, for a header that is not exactly right."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.mapped = False  # whole tensors that are read are the file's own pages, which processes share
-        size = path.stat().st_size
         with path.open("rb") as file:
+            self._version = _version(file)
+            size = self._version.size
             start = file.read(8)
             length = int.from_bytes(start, "little")
             if len(start) < 8:
@@ -115,7 +131,7 @@ class SafetensorsFile:
 
     @cached_property
     def _pages(self) -> mmap.mmap:
-        with self.path.open("rb") as file:  # written to, they are this process's alone
+        with self._opened() as file:  # written to, they are this process's alone
             return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
 
     def read_bits(self, name: str) -> Tensor:
@@ -127,12 +143,24 @@ class SafetensorsFile:
         if entry.dtype != "I32" or size < _MAPPED or entry.begin % 4 or torch.get_default_device().type == "meta":
             return self._read(name, entry.shape, entry.begin, DTYPES | BITS)
         before = entry.begin % mmap.ALLOCATIONGRANULARITY
-        with self.path.open("rb") as file:
-            try:
-                pages = mmap.mmap(file.fileno(), before + size, access=mmap.ACCESS_COPY, offset=entry.begin - before)
-            except ValueError:
-                raise PunaError(f"{self.path}, tensor {name}: the file ends early. {_AGAIN}") from None
+        with self._opened(name) as file:
+            pages = mmap.mmap(file.fileno(), before + size, access=mmap.ACCESS_COPY, offset=entry.begin - before)
         return torch.frombuffer(pages, dtype=torch.int32, count=size // 4, offset=before).view(entry.shape)
+
+    @contextmanager
+    def _opened(self, name: str = "") -> Iterator[FileIO]:
+        """The file, as long as it is the one whose header was read: in another, a tensor's place holds anything."""
+        where = f"{self.path}, tensor {name}" if name else f"{self.path}"
+        try:
+            with self.path.open("rb", buffering=0) as file:
+                now = _version(file)
+                if now.size < self._version.size:
+                    raise PunaError(f"{where}: the file ends early. {_AGAIN}")
+                if now != self._version:
+                    raise PunaError(f"{self.path} was written anew while it was read. Load it again when that is done.")
+                yield file
+        except OSError as error:
+            raise PunaError(f"{where}: can't be read any more ({error.strerror}). Load it again when it can.") from None
 
     def read_rows(self, name: str, start: int, stop: int, bits: bool = False) -> Tensor:
         """Rows start..stop-1 along the first axis, and no other bytes of the tensor; otherwise as `read` or, with
@@ -153,7 +181,7 @@ class SafetensorsFile:
         if tensor.is_meta:
             return tensor
         buffer = tensor.view(-1).view(torch.uint8).numpy().data
-        with self.path.open("rb", buffering=0) as file:
+        with self._opened(name) as file:
             file.seek(begin)
             done = 0
             while done < len(buffer):
