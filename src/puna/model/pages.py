@@ -18,7 +18,7 @@ from torch import Tensor
 
 LARGE = 2 << 20
 _PIECE = 8 * LARGE  # the most that is moved at once
-_TAKING = 0.02  # seconds that a piece may take: 16 MiB take 5 ms where large pages lie ready, 40 where they must be found
+_TAKING = 0.02  # seconds that a piece may take: 16 MiB take 5 ms where large pages lie ready, 40 where they do not
 _SHELF = 32 * LARGE  # room for small pieces side by side; what nobody writes to takes no memory
 _LINE = 64
 _COLLAPSE = 25  # MADV_COLLAPSE, Linux 6.1
