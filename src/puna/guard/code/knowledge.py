@@ -13,7 +13,7 @@ from puna.guard.code.pattern import Patterns
 
 SECTIONS = {
     *("sources", "cleaners", "formatters", "writers"),
-    *("input_marks", "input_types", "handler_marks", "handler_classes"),
+    *("input_marks", "input_types", "handler_marks", "handler_classes", "handler_calls"),
 }
 
 
@@ -48,7 +48,8 @@ class Knowledge:
     """One language's. `sources` label -> patterns of paths; `cleaners` purpose -> patterns of calls; `formatters`
     index of the format argument -> patterns of calls;
     `input_marks` annotations that make a parameter input, `input_types` its types that do; `handler_marks` annotations
-    that make all parameters of a function input, `handler_classes` classes whose heirs' methods take input."""
+    that make all parameters of a function input, `handler_classes` classes whose heirs' methods take input,
+    `handler_calls` calls that are given such a function."""
 
     sources: dict[str, Patterns]
     cleaners: dict[str, Patterns]
@@ -58,6 +59,7 @@ class Knowledge:
     input_types: Patterns
     handler_marks: Patterns
     handler_classes: Patterns
+    handler_calls: Patterns
     seen: dict[tuple[str, ...], About] = field(default_factory=dict)
 
     def about(self, paths: tuple[str, ...]) -> About:
@@ -96,6 +98,7 @@ def parse(text: str, where: str) -> Knowledge:
         Patterns(data.get("input_types", [])),
         Patterns(data.get("handler_marks", [])),
         Patterns(data.get("handler_classes", [])),
+        Patterns(data.get("handler_calls", [])),
     )
 
 
