@@ -174,7 +174,15 @@ class Flow(Expressions):
         found = self.results.get(id(function))
         if found is None:
             self.results[id(function)] = Value(node=function)  # a function that calls itself ends here
-            found = self.results[id(function)] = self.enter(function, dict(env), scope, None)
+            inside = dict(env)
+            found = self.results[id(function)] = self.enter(function, inside, scope, None)
+            if not function.name:  # a callback, which is called where it stands: what it adds to stays
+                own = {p.name for p in function.args}
+                env.update(
+                    (name, either([value, inside[name]]))
+                    for name, value in env.items()
+                    if inside[name] is not value and inside[name].built and name not in own
+                )
         return found
 
     def enter(self, function: Node, env: Env, outer: Scope, values: list[Value] | None) -> Value:
@@ -193,7 +201,7 @@ class Flow(Expressions):
                 atoms=(Atom(label, parameter.name, parameter.start, parameter=i if label == "parameter" else -1),),
                 node=parameter,
             )
-            if parameter.name in SELF:
+            if parameter.name in SELF and not given_input:
                 given = Value(paths=(parameter.name,), node=parameter)
             if values is not None and i < len(values):
                 passed = values[i]
@@ -281,6 +289,8 @@ class Flow(Expressions):
             for purpose in purposes:
                 value = cleaned(value, purpose)
             return value
+        if args and node.base is not None and node.base.name == "promisify":
+            return Value(args[0].paths, node=node)
         composed = strings.composed(self.known, call)
         if composed is not None:
             self.listener.text(node, composed, scope)
