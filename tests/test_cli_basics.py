@@ -1,8 +1,11 @@
 """The command line's base: help, errors, exit codes, `puna list`, `puna show`."""
 
 import io
+import itertools
 import json
+import math
 import os
+import re
 import subprocess
 import sys
 import time
@@ -201,6 +204,38 @@ def test_show_reads_a_checkpoint(tmp_path: Path) -> None:
     assert facts["shape"]["hidden_size"] == 16
     assert facts["parameters"]["total"] == sum(p.numel() for p in model.parameters())
     assert "safetensors" in run("show", str(tmp_path / "tiny")).stdout
+
+
+def test_show_tells_the_tower_of_a_checkpoint_that_sees() -> None:
+    from puna.checkpoint.safetensors_read import SafetensorsFile
+
+    facts = json.loads(run("show", "cria", "--json").stdout)
+    assert (facts["vision"]["tile_side"], facts["vision"]["patch_side"]) == (96, 12)
+    assert "vision" not in facts["shape"]
+    tower = SafetensorsFile(Path(puna.__file__).parent / "data" / "cria" / "cria.vision.safetensors").entries.values()
+    assert facts["parameters"]["vision"] == sum(math.prod(each.shape) for each in tower)
+    assert facts["parameters"]["total"] == facts["parameters"]["text"] + facts["parameters"]["vision"]
+    shown = _cells(run("show", "cria").stdout, "Vision")
+    assert shown["Tiles"] == "96 x 96 pixels, up to 3 and one of the whole"
+    assert shown["Patches"] == "12 x 12 pixels, 64 a tile"
+    assert (shown["Layers"], shown["Width"], shown["Heads"]) == ("4", "128", "4, 32 wide")
+    assert shown["Adapter"] == "2 x 2 patches become one token of 384: 16 tokens a tile"
+
+
+def test_show_tells_a_tower_that_is_read_by_cross_attention() -> None:
+    shown = _cells(run("show", "llama-3.2-11b-vision").stdout, "Vision")
+    assert shown["Tiles"] == "560 x 560 pixels, up to 4"
+    assert shown["Layers"] == "32 and 8 global"
+    assert shown["Output"] == "7,680 wide: the last layer's and those of layers 3, 7, 15, 23, 30"
+    assert shown["Adapter"].startswith("8 cross-attention layers, before layers 3, 7, 11, ")
+    assert shown["Computed as by"] == "Meta's code"
+
+
+def _cells(shown: str, title: str) -> dict[str, str]:
+    """Names and values of the table under a title."""
+    lines = [line.strip() for line in shown.splitlines()]
+    rows = itertools.takewhile(bool, lines[lines.index(title) + 2 :])
+    return {name: value for name, _, value in (re.split(r"( {2,})", row, maxsplit=1) for row in rows)}
 
 
 def test_show_of_a_missing_path_is_an_error(tmp_path: Path) -> None:

@@ -118,7 +118,7 @@ def _print_shape(console: Console, facts: dict[str, Any]) -> None:
     else:
         _two_columns(console, "Shape", [("Layers and widths", NOT_PUBLISHED)])
     if vision is not None:
-        _two_columns(console, "Vision", [(key, f"{value}") for key, value in vision.items()])
+        _two_columns(console, "Vision", _vision_rows(vision))
 
 
 def _decoder_rows(shape: dict[str, Any]) -> list[tuple[str, str]]:
@@ -148,6 +148,37 @@ def _decoder_rows(shape: dict[str, Any]) -> list[tuple[str, str]]:
         tuned = f"scale {temperature['scale']:g}, floor {temperature['floor']:,}" if temperature else "off"
         rows += [("Query/key norm", "yes" if shape["qk_norm"] else "no"), ("Attention temperature", tuned)]
     return rows
+
+
+def _vision_rows(vision: dict[str, Any]) -> list[tuple[str, str]]:
+    """Of a tower of Llama 4, whose outputs become tokens, or of Llama 3.2, whose outputs extra layers read."""
+    layers, side, patch, tiles = (vision[key] for key in ("num_layers", "tile_side", "patch_side", "max_tiles"))
+    patches, shuffle = (side // patch) ** 2, vision.get("pixel_shuffle")
+    more = " and one of the whole" if shuffle and tiles > 1 else ""
+    rows = [
+        ("Tiles", f"{side} x {side} pixels, up to {tiles}{more}"),
+        ("Patches", f"{patch} x {patch} pixels, {patches:,} a tile"),
+        ("Layers", f"{layers}" if shuffle else f"{layers} and {vision['num_global_layers']} global"),
+        ("Width", f"{vision['hidden_size']:,}"),
+        ("Heads", f"{vision['num_heads']}, {vision['hidden_size'] // vision['num_heads']} wide"),
+        ("Feed-forward", f"{vision['intermediate_size']:,}"),
+    ]
+    if shuffle:
+        rows += [
+            ("Rotary positions", f"theta {vision['rope_theta']:,.0f}, by row and column"),
+            ("Adapter", f"{shuffle} x {shuffle} patches become one token of {vision['adapter_size']:,}: "
+                        f"{patches // shuffle**2:,} tokens a tile"),
+        ]  # fmt: skip
+    else:
+        seen, before = vision["intermediate_layers"], vision["cross_attention_before"]
+        rows += [
+            ("Output", f"{vision['hidden_size'] * (1 + len(seen)):,} wide: the last layer's and those of layers "
+                       f"{', '.join(map(str, seen))}"),
+            ("Adapter", f"{len(before)} cross-attention layers, before layers {', '.join(map(str, before))} of "
+                        "the text"),
+            ("Computed as by", {"meta": "Meta's code", "transformers": "transformers"}[vision["reference"]]),
+        ]  # fmt: skip
+    return [*rows, ("Picture's token", f"{vision['image_token_id']:,}")]
 
 
 def _print_memory(console: Console, facts: dict[str, Any]) -> None:

@@ -1,6 +1,6 @@
 """A member, or any decoder's shape, as one plain dictionary: what `puna show --json` prints."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from puna.family.arithmetic import (
@@ -22,12 +22,14 @@ from puna.family.member import Member
 def describe_config(config: ModelConfig, parameters: Parameters | None = None) -> dict[str, Any]:
     """A decoder's shape, parameter counts, weight bytes and key/value cache bytes (bfloat16), ready for JSON.
 
-    `parameters` are counted from `config` where they aren't given (a member with pictures has more).
+    `parameters` are counted from `config` where they aren't given, its vision tower's with them.
     """
-    parameters = parameters or count_parameters(config)
+    parameters = parameters or count_parameters(config, config.vision)
     cache = kv_cache(config)
+    shape = asdict(config)
     return {
-        "shape": asdict(config),
+        "shape": shape,
+        "vision": shape.pop("vision"),
         "parameters": _parameters(parameters),
         "weight_bytes": _weight_bytes(parameters.total),
         "kv_cache": {
@@ -65,7 +67,7 @@ def describe(member: Member) -> dict[str, Any]:
     }
     parameters = member_parameters(member)
     if member.config is not None:
-        facts |= describe_config(member.config, parameters)
+        facts |= describe_config(replace(member.config, vision=member.vision), parameters)
     elif member.encoder is not None and parameters is not None:
         backbone, embeddings = encoder_parameters(member.encoder)
         facts["parameters"] = {"backbone": backbone, "token_embeddings": embeddings, "total": parameters.total}
