@@ -189,6 +189,8 @@ class Expressions(ABC):
 
     def bind(self, target: Node, value: Value, env: Env, scope: Scope, node: Node) -> None:
         """Give a name, a member, or the names in a pattern their new value."""
+        if target.raw == "shorthand_property_identifier_pattern":  # `const { x } = a`: it is a.x
+            value = Value(tuple(f"{p}.{target.name}" for p in value.paths), atoms=value.atoms, node=value.node)
         if target.kind == "collection":
             for i, part in enumerate(target.args):
                 given = (

@@ -28,6 +28,7 @@ from puna.guard.code import (  # noqa: F401 - they register checks
     checks_stream,
     checks_text,
     checks_walk,
+    checks_web,
 )
 from puna.guard.code.checks import CHECKS
 from puna.guard.code.conditions import Test, compile_condition, compile_regex
