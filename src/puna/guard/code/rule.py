@@ -230,7 +230,7 @@ def _context(made: Alternative, data: dict[str, Any], where: str) -> None:
         made.not_file = compile_regex(data["not_file"], where)
     if "in_function" in data:
         name = compile_regex(data["in_function"], where)
-        made.context.append(lambda scope: scope.function is not None and name.search(scope.function.name) is not None)
+        made.context.append(lambda scope: name.search(_function_name(scope)) is not None)
     if "in_class" in data:
         klass = compile_regex(data["in_class"], where)
         made.context.append(lambda scope: scope.klass is not None and klass.search(scope.klass.name) is not None)
@@ -242,6 +242,15 @@ def _context(made: Alternative, data: dict[str, Any], where: str) -> None:
         if key in data:
             patterns = Patterns(_list(data[key]))
             made.context.append(lambda scope, p=patterns, w=wanted: p.match(_marks(scope)) == w)  # type: ignore[misc]
+
+
+def _function_name(scope: Scope | None) -> str:
+    """Of the function around, past those that have none."""
+    while scope is not None:
+        if scope.function is not None and scope.function.name:
+            return scope.function.name
+        scope = scope.outer
+    return ""
 
 
 def _marks(scope: Scope) -> list[str]:

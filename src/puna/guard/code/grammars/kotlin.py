@@ -41,7 +41,29 @@ _plain_string = L.string(("interpolation",))
 def _navigation(low: L.Lowering, syntax: Syntax) -> Node:
     below = [c for c in syntax.named_children if "comment" not in c.type]
     name = low.text(below[-1]) if len(below) > 1 else ""
-    return low.node("member", syntax, base=low.expression(below[0] if below else None, syntax), name=name.lstrip("?."))
+    base = low.expression(below[0] if below else None, syntax)
+    if base.kind == "unary" and base.name == "!" and base.args:
+        base = base.args[0]  # the grammar reads `!a.b` as `(!a).b`
+    return low.node("member", syntax, base=base, name=name.lstrip("?."))
+
+
+def _binary(low: L.Lowering, syntax: Syntax) -> Node | None:
+    """`f<T>(x)`, which the grammar reads as two comparisons, is a call."""
+    left, right = syntax.child_by_field_name("left"), syntax.child_by_field_name("right")
+    if left is not None and right is not None and right.type == "parenthesized_expression":
+        called, given = left.child_by_field_name("left"), left.child_by_field_name("right")
+        if (
+            called is not None
+            and given is not None
+            and low.source[called.end_byte : given.start_byte] == b"<"
+            and low.source[given.end_byte : right.start_byte] == b">"
+        ):
+            args = low.all(list(right.named_children))
+            return low.node("call", syntax, base=low.expression(called, syntax), args=args, keys=[None] * len(args))
+    return _plain_binary(low, syntax)
+
+
+_plain_binary = L.binary()
 
 
 def _call(low: L.Lowering, syntax: Syntax) -> Node:
@@ -157,6 +179,12 @@ def _for(low: L.Lowering, syntax: Syntax) -> Node:
     )
 
 
+def _while(low: L.Lowering, syntax: Syntax) -> Node:
+    test = syntax.child_by_field_name("condition")
+    body = next((c for c in syntax.named_children if c != test and "comment" not in c.type), None)
+    return low.node("loop", syntax, args=low.all([test] if test is not None else []), body=low.block(body))
+
+
 def _jump(kind: str) -> L.Handler:
     return S.leave(kind)
 
@@ -186,7 +214,7 @@ TABLE: dict[str, L.Handler] = {
     "navigation_expression": _navigation,
     "index_expression": L.index("", ""),
     "call_expression": _call,
-    "binary_expression": L.binary(),
+    "binary_expression": _binary,
     "in_expression": L.binary(),
     "is_expression": L.binary(),
     "unary_expression": L.unary(),
@@ -204,7 +232,8 @@ TABLE: dict[str, L.Handler] = {
     "import": _imports,
     "if_expression": _if,
     "for_statement": _for,
-    "while_statement": S.loop(),
+    "while_statement": _while,
+    "do_while_statement": _while,
     "catch_block": S.catch(),
     "block": L.block,
     "function_body": L.inner(),
