@@ -190,6 +190,34 @@ def _routes(function: Node) -> Iterator[tuple[list[str], Node]]:
         yield [*marks, *given], function
 
 
+@check("changed-by-get", "call")
+def changed_by_get(function: Node) -> Iterable[Node]:
+    """A handler that deletes on GET: a Django view that doesn't ask for the method, a Flask route without methods."""
+    marks = " ".join(n.path() or n.name for mark in function.marks for n in mark.walk())
+    routes = [m for m in function.marks if m.base is not None and m.base.name.rsplit(".", 1)[-1] == "route"]
+    if routes:
+        route = routes[0]
+        text = str(route.args[0].value) if route.args and route.args[0].kind == "string" else ""
+        methods = [n.value for a in route.args[1:] for n in a.walk() if n.kind == "string"]
+        if not re.search(r"(?i)delete|remove|destroy", text) or (methods and "GET" not in methods):
+            return
+    elif not (
+        function.args
+        and function.args[0].name == "request"
+        and re.search(r"(?i)delete|remove|destroy", function.name)
+        and re.search(r"login_required", marks)
+        and not re.search(r"(?i)require_|http_methods|post|api_view|action", marks)
+    ):
+        return
+    known = facts(function)
+    if any(n.name in ("method", "POST", "form", "is_valid") for n in known.of("member")):
+        return
+    for node in known.of("call"):
+        if called(node) == "delete":
+            yield node
+            return
+
+
 @check("keys-copied", "loop", "assign")
 def keys_copied(function: Node) -> Iterable[Node]:
     """A function that copies all keys of one object into another, level by level, or sets what a path of keys names:

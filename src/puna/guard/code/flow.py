@@ -19,6 +19,7 @@ from puna.guard.code.view import Node
 LATE = frozenset({"catch", "function", "class"})  # walked even where the statements before them leave
 FINALLY = frozenset({"finally_clause", "ensure", "finally_block"})
 ANSWERS = frozenset({"render", "redirect_to", "head", "redirect_back"})  # what a handler leaves with
+MAX_TOP = 2000  # statements at the margin among which classes are looked for
 MAX_FOLLOWED = 40  # calls of helpers with input that are followed, per file
 
 
@@ -30,6 +31,7 @@ class Flow(Expressions):
         super().__init__(knowledge, listener, budget)
         self.root = root
         self.results: dict[int, Value] = {}
+        self.classes: set[str] = set()
         self.given: set[int] = set()  # functions that are given to a call that makes them handlers
         self.pending: list[tuple[Node, Env, Scope, list[Value]]] = []
 
@@ -37,6 +39,7 @@ class Flow(Expressions):
         for function in self.root.value or ():
             if function.name:
                 self.functions.setdefault(function.name, function)
+        self.classes = {node.name for node in _classes(self.root)}
         scope = Scope(function=None, top=self.root)
         self.listener.enter(scope)
         self.block([self.root], {}, scope)
@@ -189,6 +192,8 @@ class Flow(Expressions):
         """Walk a function's body with its parameters bound to `values`, or to themselves."""
         scope = Scope(function=function, klass=outer.klass, outer=outer)
         env.update(outer.fields)
+        if function.name.startswith("do_") and function.name[3:].isupper():  # http.server: what was asked for
+            env["self.path"] = Value(("self.path",), atoms=(Atom("input", "self.path", function.start),), node=function)
         handler = self.handles(function, outer.klass)
         for i, parameter in enumerate(function.args):
             given_input = handler or _marked(parameter, self.known.input_marks)
@@ -316,10 +321,14 @@ class Flow(Expressions):
             base.kind == "member"
             and base.base is not None
             and base.base.kind == "name"
-            and (base.base.name in SELF or base.base.name[:1].isupper())
+            and (base.base.name in SELF or base.base.name[:1].isupper() or self.made_here(call.receiver))
         ):
             return self.functions.get(base.name)
         return None
+
+    def made_here(self, value: Value | None) -> bool:
+        """Whether a value is an instance of a class of this file."""
+        return value is not None and any(path.removesuffix("()") in self.classes for path in value.paths)
 
     def helped(self, function: Node, call: Call, env: Env, scope: Scope) -> Value:
         result = self.result(function, env, scope)
@@ -363,6 +372,20 @@ class Flow(Expressions):
             result.function,
             call.node,
         )
+
+
+def _classes(root: Node) -> list[Node]:
+    """The classes that stand at the margin, or in a namespace there."""
+    found, stack = [], [root]
+    for _ in range(MAX_TOP):
+        if not stack:
+            break
+        node = stack.pop()
+        if node.kind == "class":
+            found.append(node)
+        elif node.kind in ("block", "other"):
+            stack.extend(node.body)
+    return found
 
 
 def _leaves(node: Node) -> bool:

@@ -6,7 +6,7 @@ from functools import lru_cache
 
 from puna.guard.code.knowledge import Knowledge
 from puna.guard.code.names import purposes
-from puna.guard.code.value import MAX_PATHS, UNKNOWN, Atom, Value, cleaned, compose, constant, join_atoms
+from puna.guard.code.value import MAX_PATHS, MAX_TEXT, UNKNOWN, Atom, Value, cleaned, compose, constant, join_atoms
 from puna.guard.code.view import Node
 
 # methods that give back the same text, in another type or trimmed
@@ -73,6 +73,11 @@ def binary(node: Node, values: list[Value]) -> tuple[Value, bool]:
         return compose(values, node), True
     if sign == "<<" and values and is_text(values[0]):
         return compose(values, node), True
+    if sign == "*" and len(values) == 2:
+        text = next((v.const for v in values if isinstance(v.const, str)), None)
+        count = next((v.const for v in values if type(v.const) is int), None)
+        if text is not None and count is not None and 0 <= count * len(text) < MAX_TEXT:
+            return constant(text * count, node), False
     if all(isinstance(v.const, int | float) and not isinstance(v.const, bool) for v in values) and len(values) == 2:
         a, b = values[0].const, values[1].const
         if sign == "+":
