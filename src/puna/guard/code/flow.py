@@ -399,7 +399,7 @@ def _replaced(before: Value, after: Value | None) -> bool:
 
 def _refusal(node: Node) -> Node | None:
     """The condition of a loop's body that does nothing but refuse: `for (c : s) if (!ok(c)) return -1;`."""
-    body = node.body
+    body = [n for n in node.body if n.kind != "unary"]  # without `i++`
     while len(body) == 1 and body[0].kind == "block":
         body = body[0].body
     if len(body) != 1 or body[0].kind != "if" or body[0].orelse:

@@ -163,7 +163,7 @@ def declarator(name: str = "name", value: str = "value", last_value: bool = Fals
             return low.node("import", syntax, value=_destructured(low, named, low.text(at)[8:].strip("()'\"` ;")))
         initial = low.lower(at)
         if at is not None and at.type == "argument_list" and initial is not None:  # C++: A x(1, 2)
-            base = low.node("name", syntax, name=type_text(low, typed))
+            base = low.node("name", syntax, name=type_text(low, typed).replace("::", "."))
             initial = low.node("call", syntax, base=base, args=initial.args, keys=[None] * len(initial.args), new=True)
         elif at is not None and "declarator" in (named.type if named is not None else "") and initial is None:
             initial = None
