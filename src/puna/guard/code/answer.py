@@ -8,7 +8,6 @@ from puna.guard.code import extract
 from puna.guard.code.detect import detect
 from puna.guard.code.extract import Piece, pieces
 from puna.guard.code.finding import Finding
-from puna.guard.code.languages import canonical
 from puna.guard.code.scan import SECONDS, incomplete, scan
 
 STRETCH = 40  # lines of an open block after which its finished functions are judged
@@ -48,7 +47,8 @@ def place(finding: Finding, piece: Piece) -> Finding:
     part, line = piece.places[min(finding.line - 1, last)]
     end_line = piece.places[min(finding.end_line - 1, last)][1]
     trace = tuple((piece.places[min(n - 1, last)][1], text) for n, text in finding.trace)
-    return replace(finding, line=line, end_line=end_line, path=part, trace=trace)
+    column, end_column = finding.column + piece.before, finding.end_column + piece.before
+    return replace(finding, line=line, column=column, end_line=end_line, end_column=end_column, path=part, trace=trace)
 
 
 def scan_answer(text: str, seconds: float = SECONDS) -> list[Finding]:
@@ -136,7 +136,8 @@ class CodeStream:
         latest = self._lines[self._judged : upto]
         source = "\n".join([*self._context, *latest])
         self._context += [line if _IMPORT.match(line) else "" for line in latest]
-        language = canonical(self._named) if self._named else detect("\n".join(self._lines[:200]))
+        start = "\n".join(self._lines[:200])
+        language = extract.spoken(start, self._named) or detect(start)
         self._judged = upto
         if language is None:
             return []

@@ -2,13 +2,14 @@
 
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from puna.guard.code.detect import detect
-from puna.guard.code.languages import canonical, of_file
+from puna.guard.code.detect import detect, scores
+from puna.guard.code.languages import FORMATS, canonical, of_file
 
 LIKELY = ("code", "script", "source", "program", "snippet", "cell")  # keys under which code stands
+UNSAID = ("text", "txt", "plain", "plaintext", "code")  # names of no language
 MARKDOWN = ("markdown", "md", "mdx")
 MAX_PIECES = 500  # pieces of one text
 _FENCE = re.compile(r"^[ \t>]*(?:[-*+] |\d{1,3}[.)] )?[ \t]*(`{3,}|~{3,})[ \t]*\{?[ \t]*\.?([\w+#.-]*)([^`\n]*)$")
@@ -26,12 +27,13 @@ _NAME_KEYS = ("path", "file_path", "filename", "file", "filepath", "name")
 @dataclass(frozen=True)
 class Piece:
     """Code and where each of its lines stands: `places[i]` is (part of the whole, 1-based line there), the part "" for
-    the text itself. `added`: the lines that count (of a diff); None means all."""
+    the text itself. `added`: the lines that count (of a diff); None means all. `before`: signs before each line."""
 
     source: str
     language: str
     places: tuple[tuple[str, int], ...]
     added: frozenset[int] | None = None
+    before: int = 0
 
 
 def pieces(text: str, language: str | None = None) -> list[Piece]:
@@ -83,13 +85,24 @@ def block(lines: list[str], named: str, first: int, default: str | None = None) 
     if named in MARKDOWN or named in ("diff", "patch", "ipynb"):
         shift = first - 1
         return [
-            Piece(p.source, p.language, tuple((w, n + shift) if not w else (w, n) for w, n in p.places), p.added)
+            replace(p, places=tuple((w, n + shift) if not w else (w, n) for w, n in p.places))
             for p in pieces(source, named)
         ]
-    language = (canonical(named) if named else default) or detect(source) or "text"
+    language = spoken(source, named) or (None if named else default) or detect(source) or "text"
     if language in ("python", "shell") and any(line.startswith((">>> ", "$ ")) for line in lines):
         source = "\n".join(_SESSION.sub("", line) if _SESSION.match(line) else "" for line in lines)
     return [_whole(source, language, first=first)]
+
+
+def spoken(source: str, named: str) -> str | None:
+    """The language that a block names, unless nothing in the block looks like it and much like another."""
+    language = canonical(named) if named and named not in UNSAID else None
+    if language is None or language in FORMATS or len(source) < 40:
+        return language
+    found = detect(source)
+    if found is None or found in (language, *FORMATS) or scores(source).get(language):
+        return language
+    return found
 
 
 def _fences(text: str, default: str | None = None) -> list[Piece]:
@@ -134,16 +147,17 @@ def _diff(text: str) -> list[Piece]:
         if rows and added:
             source = "\n".join(rows)
             language = of_file(path) or detect(source) or "text"
-            found.append(Piece(source, language, tuple(places), frozenset(added)))
+            found.append(Piece(source, language, tuple(places), frozenset(added), before=1))
         rows.clear()
         places.clear()
         added.clear()
 
-    for number, line in enumerate(text.split("\n"), 1):
+    lines = text.split("\n")
+    for number, line in enumerate(lines, 1):
         if line.startswith(("diff --git ", "--- ", "index ")):
             if line.startswith("diff --git "):
                 end()
-        elif line.startswith("+++ "):
+        elif line.startswith("+++ ") and (number < 2 or lines[number - 2].startswith("--- ")):
             end()
             path = line[4:].split("\t")[0].strip()
         elif line.startswith("@@"):

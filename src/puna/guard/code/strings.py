@@ -219,6 +219,7 @@ def looks_up(call) -> bool:  # type: ignore[no-untyped-def]
 
 
 _ONLY = re.compile(r"\[\^[\w\\\- ]*\][+*]?")  # whatever isn't a letter, a digit, - or _
+_BREAKS = re.compile(r"\n|\\[nsR]|\\x0a|\[\^")  # line breaks, or all but what is named
 _ENDS = frozenset({"abort", "exit", "_exit", "die", "panic", "halt", "wp_die", "wp_send_json_error"})
 
 
@@ -230,6 +231,12 @@ def ends(node: Node) -> bool:
     return holder is None or holder.path() in ("sys", "os", "flask", "process", "bottle", "std")
 
 
+def _breaks(value: Value) -> bool:
+    """Whether line breaks are among the texts that are replaced."""
+    texts = [v.const for v in value.items] if value.items is not None else [value.const]
+    return any(isinstance(text, str) and _BREAKS.search(text) for text in texts)
+
+
 def cleans(known: Knowledge, call) -> Sequence[str]:  # type: ignore[no-untyped-def]
     """The purposes that a call makes its arguments safe for: a cleaner itself, `map(cleaner, values)`, the removal of
     all but letters and digits, the text of a number."""
@@ -238,7 +245,9 @@ def cleans(known: Knowledge, call) -> Sequence[str]:  # type: ignore[no-untyped-
     if name == "map" and len(args) > 1:
         paths = args[0].paths
     elif name in ("sub", "gsub", "replaceAll", "preg_replace") and args and isinstance(args[0].const, str):
-        return ["all"] if _ONLY.fullmatch(args[0].const) else []
+        return ["all"] if _ONLY.fullmatch(args[0].const) else ["log"] if _BREAKS.search(args[0].const) else []
+    elif name in ("str_replace", "replace") and args and _breaks(args[0]):
+        return ["log"]
     elif name in ("str", "unicode") and len(args) == 1 and call.receiver is None and not args[0].atoms:
         return ["all"]
     return known.about(paths).purposes or (purposes(name) if args and not call.node.new else ())
