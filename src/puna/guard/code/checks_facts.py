@@ -50,7 +50,7 @@ class Facts:
                     self.static.add(node.base.name)
                 if node.type.endswith("[]") and isinstance(node.value, Node):
                     self.arrays[node.base.name] = node.value
-        self.tests = [test for node in self.nodes for test in _tests(node)]
+        self.tests = [test for node in self.nodes for test in _tests(node) if id(test) in self.place]
         self.testing = {id(test) for test in self.tests}
         self.tested: dict[str, list[int]] = {}
         for test in self.tests:
