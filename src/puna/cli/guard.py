@@ -63,6 +63,7 @@ def code(
     from puna import __version__
     from puna.errors import PunaError
     from puna.guard.code import Policy, sarif, scan_path, scan_text
+    from puna.guard.code.files import read_text
     from puna.guard.code.policy import CONFIDENCE
 
     if as_json and as_sarif:
@@ -78,7 +79,7 @@ def code(
     loud = not (as_json or as_sarif)
     files = unsure = 0
     if source == "-":
-        text = sys.stdin.read()
+        text = read_text(sys.stdin.buffer.read())
         scans = iter([(Path("-"), text, scan_text(text, language, path="-"))])
     elif Path(source).exists():
         scans = scan_path(Path(source), language)

@@ -246,8 +246,10 @@ class Expressions(ABC):
         for path in paths:
             first = path.split(".", 1)[0].split("[", 1)[0]
             if first != path and path not in env and (first not in env or first in SELF):
-                spelt = path[: path.index("[")] + "[]" if path.endswith("]") else path
-                known = self.sourced(Value(paths=(spelt,), node=node))
+                base = path[: path.index("[")] if path.endswith("]") else path
+                known = self.sourced(Value(paths=(base,), node=node))
+                if base != path:
+                    known = self.sourced(Value(paths=(base + "[]",), atoms=known.atoms, node=node))
                 if known.atoms:
                     env[path] = known
 

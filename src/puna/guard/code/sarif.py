@@ -1,6 +1,7 @@
 """Findings as SARIF 2.1.0 (OASIS), which code hosts and editors read."""
 
 from typing import Any
+from urllib.parse import quote
 
 from puna.guard.code.finding import Finding
 
@@ -27,7 +28,8 @@ def sarif(findings: list[Finding], version: str) -> dict[str, Any]:
         "rules": list(rules.values()),
     }  # fmt: skip
     results = [_result(f, order.index(f.rule)) for f in findings]
-    return {"$schema": SCHEMA, "version": "2.1.0", "runs": [{"tool": {"driver": driver}, "results": results}]}
+    run = {"tool": {"driver": driver}, "columnKind": "unicodeCodePoints", "results": results}
+    return {"$schema": SCHEMA, "version": "2.1.0", "runs": [run]}
 
 
 def _result(f: Finding, index: int) -> dict[str, Any]:
@@ -50,4 +52,9 @@ def _result(f: Finding, index: int) -> dict[str, Any]:
 
 def _location(path: str, line: int, column: int, end_line: int, end_column: int) -> dict[str, Any]:
     region = {"startLine": line, "startColumn": column, "endLine": end_line, "endColumn": max(end_column, 1)}
-    return {"physicalLocation": {"artifactLocation": {"uri": path.replace("\\", "/")}, "region": region}}
+    return {
+        "physicalLocation": {
+            "artifactLocation": {"uri": quote(path.replace("\\", "/"), safe="/#:@!$&'()*+,;=~")},
+            "region": region,
+        }
+    }

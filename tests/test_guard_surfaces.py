@@ -1,0 +1,112 @@
+"""The code guard where code comes in oddly: wrong names of languages, diffs, links, encodings; and data that takes the
+ways that programs of the web give it."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from puna.errors import PunaError
+from puna.guard.code import scan_answer, scan_path, scan_text
+from puna.guard.code.finding import Finding
+from puna.guard.code.sarif import sarif
+from puna.guard.code.scan import scan
+
+BAD = "import os\ndef f(x):\n    os.system('ls ' + x)\n"
+
+
+@pytest.mark.parametrize("named", ["javascript", "text", "plaintext", "code"])
+def test_a_block_that_is_plainly_python_is_read_as_python(named: str) -> None:
+    (found,) = scan_answer(f"```{named}\n{BAD}```\n")
+    assert (found.language, found.line) == ("python", 4)
+
+
+def test_columns_in_a_diff_count_its_sign() -> None:
+    diff = "--- a/x.py\n+++ b/x.py\n@@ -1,2 +1,3 @@\n import os\n def f(x):\n+    os.system('ls ' + x)\n"
+    (found,) = scan_answer(diff)
+    line = diff.split("\n")[found.line - 1]
+    assert line[found.column - 1 : found.end_column - 1] == "os.system('ls ' + x)"
+
+
+def test_an_added_line_that_looks_like_the_head_of_a_file_is_none() -> None:
+    diff = "--- a/x.py\n+++ b/x.py\n@@ -1,2 +1,4 @@\n import os\n+++ 1\n def f(x):\n+    os.system('ls ' + x)\n"
+    assert [f.line for f in scan_answer(diff)] == [7]
+
+
+def test_links_in_a_folder_are_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "outside.py").write_text(BAD)
+    folder = tmp_path / "in"
+    folder.mkdir()
+    (folder / "link.py").symlink_to(tmp_path / "outside.py")
+    assert list(scan_path(folder)) == []
+    assert [len(found) for _, _, found in scan_path(tmp_path)] == [1]
+
+
+def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.py")
+    with pytest.raises(PunaError, match="neither a file nor a folder"):
+        list(scan_path(tmp_path / "pipe.py"))
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-8-sig", "latin-1"])
+def test_encodings(tmp_path: Path, encoding: str) -> None:
+    file = tmp_path / "a.py"
+    file.write_bytes(("# é\n" + BAD).replace("\n", "\r\n").encode(encoding))
+    ((_, _, (found,)),) = scan_path(file)
+    assert (found.line, found.column) == (4, 5)
+
+
+def test_sarif_addresses_and_columns() -> None:
+    (found,) = scan_text(BAD, "python", "my file.py")
+    run = sarif([found], "1")["runs"][0]
+    place = run["results"][0]["locations"][0]["physicalLocation"]
+    assert place["artifactLocation"]["uri"] == "my%20file.py"
+    assert run["columnKind"] == "unicodeCodePoints"
+
+
+def rules(code: str, language: str) -> list[str]:
+    found: list[Finding] = scan(code, language)
+    return [f.rule for f in found]
+
+
+@pytest.mark.parametrize(
+    ("language", "code", "rule"),
+    [
+        ("python", "def f():\n    n = request.args.get('n') or 'x'\n    return f'<p>{n}</p>'\n",
+         "python-html-composed"),
+        ("javascript", "app.get('/', (req, res) => { const q = req.query.q || ''; res.send(`<p>${q}</p>`); });",
+         "javascript-html-composed"),
+        ("javascript", "const cp = require('child_process');\nconst run = promisify(cp.exec);\n"
+         "function f(x) { run('ls ' + x); }", "javascript-shell-composed"),
+        ("javascript", "function f(all) { let h = ''; all.forEach((a) => { h += `<i>${a}</i>`; }); b.innerHTML = h; }",
+         "javascript-html-composed"),
+        ("python", "import shutil\nclass W:\n    def remove(self, name):\n        shutil.rmtree('/srv/' + name)\n"
+         "w = W()\ndef handler():\n    w.remove(request.json['name'])\n", "python-path-from-input"),
+        ("python", "class H(BaseHTTPRequestHandler):\n    def do_GET(self):\n        open('www' + self.path)\n",
+         "python-path-from-input"),
+    ],
+)  # fmt: skip
+def test_data_is_followed(language: str, code: str, rule: str) -> None:
+    assert rule in rules(code, language)
+
+
+@pytest.mark.parametrize(
+    ("language", "code"),
+    [
+        ("php", "<?php ctype_alnum($_POST['n']) or die(); $x->xpath(\"//u[@n='\" . $_POST['n'] . \"']\");"),
+        ("ruby", "def f\n  head :bad and return unless HOSTS.include?(params[:h])\n"
+         "  Net::HTTP.get(params[:h], '/')\nend"),
+        ("python", "def f():\n    u = request.args['u']\n    p = urlsplit(u)\n    if p.hostname not in HOSTS:\n"
+         "        abort(400)\n    requests.get(u, timeout=5)\n"),
+        ("python", "def f():\n    n = request.args.get('n')\n    if re.fullmatch('[a-z]+', n) is None:\n"
+         "        abort(400)\n    open('/srv/' + n)\n"),
+        ("python", "def f(user):\n    logger.info('login of ' + request.form['u'].replace('\\n', ' '))\n"),
+    ],
+)  # fmt: skip
+def test_what_was_tested_is_quiet(language: str, code: str) -> None:
+    assert rules(code, language) == []
+
+
+@pytest.mark.parametrize(("language", "code"), [("ruby", "FOO { |c| c }\n"), ("javascript", "ASSERT(() => 1);")])
+def test_a_function_as_a_condition_at_the_margin_is_no_trouble(language: str, code: str) -> None:
+    assert rules(code, language) == []
