@@ -10,7 +10,7 @@ from puna.checkpoint import open_source, save
 from puna.checkpoint.ready import load_ready
 from puna.checkpoint.rehearsal import rehearse
 from puna.engine import load
-from puna.engine.forecast import Needs, cache_bytes, work_bytes
+from puna.engine.forecast import MOST, REQUEST, Needs, cache_bytes, work_bytes
 from puna.engine.sizes import CacheSize
 from puna.engine.speculation import NGRAM_BYTES
 from puna.errors import PunaError
@@ -55,6 +55,13 @@ def test_parts_of_a_forecast_add_up(checkpoint):
     assert one.total == one.weights + one.cache + one.work + one.loading + one.process
     assert one.process >= resident() * 0.9
     assert needs.loading <= one.weights + one.cache + one.work + one.loading
+
+
+def test_requests_at_once_take_memory_of_their_own(checkpoint):
+    needs = Needs.of(open_source(checkpoint), None, None, None)
+    size = CacheSize(200, 100)
+    assert needs.most(size).work >= needs.used(size, None, 1, 1).work + (MOST - 1) * REQUEST
+    assert needs.forecast(64, 4).work >= needs.forecast(64).work + 3 * REQUEST
 
 
 def test_chunked_layers_hold_one_chunk():

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from puna.checkpoint.source import Source
 
 LIBRARIES = 10_000_000  # bytes of code and buffers that the first answer brings in, measured with a tiny model
+REQUEST = 450_000  # bytes of a request in progress beside its cache: a waiting thread, tokens, logits; measured with 64
 MOST = 64  # requests that run at once (`Core`)
 GROUP = 32  # inputs that share a scale of activations at least, in the kernels' scratch
 
@@ -131,6 +132,7 @@ class Needs:
     def _sum(self, cache: int, drafts: int, tokens: int, answers: int, context: int, requests: int) -> Forecast:
         work = work_bytes(self.config, self.dtype, min(tokens, LARGEST + answers), answers)
         work = max(work, looking_bytes(self.config, self.dtype.itemsize))
+        work += answers * REQUEST
         loading = self.loading
         if self.ngrams:
             work += answers * NGRAM_BYTES

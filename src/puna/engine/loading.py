@@ -41,8 +41,9 @@ def load(
     "float16", to which few bits are widened.
     context: caps the context length, in tokens; the cache is made for it. By default the model's own, or what a quarter
     of the available memory holds, if that is less (`Model.context_length` tells).
-    quantize: "int8" or "int4" keeps the linear layers' weights in so many bits (embedding, output layer and a tower
-    for pictures: 8); activations are then bfloat16 unless dtype says otherwise. Such bits in a file are kept exactly.
+    quantize: "int8" or "int4" keeps the linear layers' weights in so many bits (embedding and output layer: 8, or 6
+    with "int4"; a tower for pictures: 8); activations are then bfloat16 unless dtype says otherwise. Such bits in a
+    file are kept exactly.
     kv: "int8" keeps keys and values in 8 bits.
     speculate: "ngram" guesses that text repeats itself, a model (or what `load` takes) of the same vocabulary guesses
     what it would say itself; several tokens may then come of one pass. Answers are the same (docs/engine.md).
