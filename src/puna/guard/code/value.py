@@ -86,6 +86,8 @@ def either(values: list[Value]) -> Value:
         return first
     same = all(v.known() and type(v.const) is type(first.const) and v.const == first.const for v in values)
     foreign = next((v for v in values if v.text is None and any(a.label in GIVEN for a in v.atoms)), None)
+    if any(v.known() and v.const for v in values):
+        foreign = None  # a default with a text of its own says what such a value looks like
     best = next((v for v in values if v.built), foreign) or next((v for v in values if v.text is not None), first)
     paths = tuple(dict.fromkeys(p for v in values for p in v.paths))[:MAX_PATHS]
     items = next((v for v in values if v.items is not None), None)
