@@ -14,7 +14,7 @@ _NULLABLE = re.compile(
     r"|^(xa_load|rcu_dereference_sk_user_data|dev_get_platdata|skb_header_pointer|of_get_(next_)?(child|parent)\w*)$"
     r"|^Clone(?!\w*Info$)\w+$|^platform_get_resource\w*$|^\w+_(find|lookup|search)(_by_\w+|_entry)?$|^find_\w+$|^lookup_\w+$|^GetValueFrom\w+$|^\w+_get_(resource|property|attr)\w*$"
     r"|^(av_(mallocz?|calloc|strdup|memdup|frame_alloc|packet_alloc|buffer_alloc)\w*|avformat_new_\w+|av_new_\w+|ReadImage|CloneImage|AcquireMagickMemory|AcquireQuantumMemory|xmlNew\w+|xmlStrn?dup|xmlNodeListGetString|xmlGet(Ns)?Prop|gf_malloc|talloc\w*|ldb_request_get_control|GetInput|GetOutput|GetTemporary|GetIntermediates|GetVariableInput|usb_ifnum_to_if|usb_altnum_to_altsetting|of_match_device|of_get_property|devm_ioremap|ioremap|k?asprintf|devm_kasprintf|devm_kstrdup|nlmsg_new|skb_(clone|copy|copy_expand|realloc_headroom)|create_\w*workqueue|OPENSSL_(m|z)alloc|OPENSSL_strdup|BN_(new|dup)|EVP_\w+_new|BIO_new\w*|pem_malloc|zend_hash_(str_)?find\w*|inet_ntoa|lookupKey\w*|r_(buf_get_at|str_new\w*|list_new)|table_lookup|in6?_dev_get|__in6_dev_get|buflist_find\w*)$"
-    r"|^(?!g_|gtk_|gdk_|G[A-Z])\w*(_|^)(alloc|create|open|start|clone|dup)$|^Create(?!\w*(Info|Builder))\w*$"
+    r"|^(?!g_|gtk_|gdk_|G[A-Z])(\w*(_|^)alloc|\w+_(create|open|start|clone|dup))$|^Create(?!\w*(Info|Builder))\w*$"
 )
 
 
