@@ -167,6 +167,7 @@ def _layer_bytes(sharding: Sharding, layout: Layout, layer: int) -> int:
     (PyTorch's, and in the tokens' order), and a number a head. Feed-forward: gate, up, and their product."""
     config, local, size = sharding.config, sharding.local_config(), layout.dtype.itemsize
     D, HK = config.hidden_size, local.num_heads * config.head_dim
+    adapted = layout.method in ("lora", "qlora")
     values = 4 * D + 4 * HK
     others = 4 * local.num_heads  # bytes
     if config.qk_norm and config.uses_rope(layer):
@@ -177,11 +178,13 @@ def _layer_bytes(sharding: Sharding, layout: Layout, layer: int) -> int:
         row = D + 3 * inner  # an expert's input, gate, up, product
         share = count / config.num_experts * config.num_experts_per_token
         fixed = count * (FILL // 2) * row * size
-        values += 3 * local.expert_intermediate_size + config.num_experts_per_token * D + round(share * row)
-        others += (0 if size == 4 else 4 * D) + 8 * config.num_experts + 40  # the router's input, logits; indices
+        values += 3 * local.expert_intermediate_size + round(share * row)
+        others += 8 * config.num_experts + 40  # the router's logits; indices
+        if size < 4 and not adapted:
+            others += 4 * D  # the router's input in float32, where it is trained
     else:
         values += 3 * local.intermediate_size
-    if layout.method in ("lora", "qlora"):
+    if adapted:
         values += 7 * layout.rank
     return fixed + layout.tokens * (values * size + others)
 
