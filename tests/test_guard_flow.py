@@ -44,6 +44,14 @@ def test_a_test_for_emptiness_does_not_end_the_flow() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    "test", ["if x == 'quit':\n        return\n", "if x != 'quit':\n        print(x)\n    else:\n        return\n"]
+)
+def test_that_it_is_not_one_word_says_nothing_of_a_value(test: str) -> None:
+    source = f"import os\ndef f(x):\n    {test}    os.system('ls ' + x)\n"
+    assert [rule for rule, _ in rules(source)] == ["python-shell-composed"]
+
+
 def test_after_both_branches_meet_the_name_is_unchecked_again() -> None:
     branches = "    if x == 'a':\n        print(1)\n    else:\n        print(2)\n"
     source = f"import os\ndef f(x):\n{branches}    os.system('ls ' + x)\n"

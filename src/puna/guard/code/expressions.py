@@ -242,10 +242,11 @@ class Expressions(ABC):
         return Value(node=node)
 
     def meet(self, paths: set[str], env: Env, node: Node) -> None:
-        """Note the members among these that are input, so that what a condition shows of them is kept."""
+        """Note the members (and the shell's $1) among these that are input, so that what a condition shows is kept."""
         for path in paths:
             first = path.split(".", 1)[0].split("[", 1)[0]
-            if first != path and path not in env and (first not in env or first in SELF):
+            shell = path.isdigit()  # $1
+            if (first != path or shell) and path not in env and (first not in env or first in SELF):
                 base = path[: path.index("[")] if path.endswith("]") else path
                 known = self.sourced(Value(paths=(base,), node=node))
                 if base != path:

@@ -7,7 +7,7 @@ from puna.guard.code import names, strings
 from puna.guard.code.budget import Budget
 from puna.guard.code.expressions import check
 from puna.guard.code.functions import Functions
-from puna.guard.code.guards import tested
+from puna.guard.code.guards import side, tested
 from puna.guard.code.knowledge import Knowledge
 from puna.guard.code.scope import Env, Listener, Scope
 from puna.guard.code.value import Atom, Value, either, merge
@@ -94,8 +94,13 @@ class Flow(Functions):
         then_env, else_env = dict(env), dict(env)
         check(then_env, asked)
         checked = {name: value for name, value in then_env.items() if value is not env[name]}
+        where = side(test)
+        if where is False:
+            then_env = dict(env)
         then_left = self.block(node.body, then_env, scope)
-        if then_left or node.orelse:
+        if where is True:
+            pass  # `if (x == "a") return`: what goes on is anything else
+        elif then_left or node.orelse:
             else_env.update(checked)
         else:  # `if (!ok(x)) x = "/"`: what wasn't replaced passed the test
             else_env.update((name, value) for name, value in checked.items() if _replaced(value, then_env.get(name)))

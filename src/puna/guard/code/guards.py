@@ -56,6 +56,17 @@ EMPTINESS = {
 FILLS = {"read", "recv", "recvfrom", "fread", "scanf", "fscanf", "sscanf", "fgets", "getline", "sizeof"}
 
 
+_SAME = {"==": True, "===": True, "is": True, "!=": False, "!==": False, "is not": False}
+
+
+def side(test: Node) -> bool | None:
+    """Where a comparison with one constant says what a value is: True where it holds, False where it doesn't; None for
+    other conditions, which say something either way."""
+    if test.kind != "binary" or len(test.args) != 2 or not any(a.kind in ("string", "number") for a in test.args):
+        return None
+    return _SAME.get(test.name)
+
+
 def tested(node: Node) -> set[str]:
     """Names (and paths of members) on which the condition's outcome depends, emptiness tests aside."""
     found: set[str] = set()

@@ -1,11 +1,15 @@
 """Shell (bash). A command is a call of its name; each word is an argument, a redirection is an argument named `>`."""
 
+import re
+
 from tree_sitter import Node as Syntax
 
 from puna.guard.code import lower as L
 from puna.guard.code import lower_statements as S
 from puna.guard.code.view import Node
 
+_QUOTES = re.compile(r"\bsed\b[^|]*(?i:escape|quote|'\\\\+'')[^|]*\)?`?$|\bprintf\s+(-v\s+\w+\s+)?[\"']?%q")
+_NEGATIVE = re.compile(r"\[[!^]")  # a class of all but some characters
 _HOLES = ("simple_expansion", "expansion", "command_substitution", "arithmetic_expansion", "process_substitution")
 
 
@@ -13,7 +17,7 @@ def _variable(low: L.Lowering, syntax: Syntax) -> Node:
     inside = next(
         (c for c in syntax.named_children if c.type in ("variable_name", "special_variable_name", "subscript")), None
     )
-    return low.node("name", syntax, name=low.text(inside or syntax).strip('${}"'))
+    return low.node("name", syntax, name=low.text(inside or syntax).strip('${}"').replace("*", "@"))
 
 
 def _string(low: L.Lowering, syntax: Syntax) -> Node:
@@ -43,10 +47,49 @@ def _command(low: L.Lowering, syntax: Syntax) -> Node:
     plain = inside is None or inside.type in ("word", "command_name")
     base = low.node("name", inside or syntax, name=text.rsplit("/", 1)[-1] if plain else "$")
     before = [c for c in syntax.named_children if c.type == "variable_assignment"]
+    if text == "read":
+        return _read(low, syntax)
     given = list(syntax.children_by_field_name("argument"))
     args = low.all([*([] if plain or inside is None else [inside]), *given])
     node = low.node("call", syntax, base=base, args=args, keys=[None] * len(args))
     return low.node("block", syntax, body=[*low.all(before), node]) if before else node
+
+
+def _read(low: L.Lowering, syntax: Syntax) -> Node:
+    """`read a b`: each name is given what was read."""
+    names = [c for c in syntax.children_by_field_name("argument") if c.type == "word" and low.text(c).isidentifier()]
+    given = [
+        low.node(
+            "assign", c, base=low.node("name", c, name=low.text(c)), args=[low.node("name", c, name="REPLY")], name="="
+        )
+        for c in names
+    ]
+    return low.node("block", syntax, body=given)
+
+
+def _case(low: L.Lowering, syntax: Syntax) -> Node:
+    """`case x in a) ...;; *) ...;; esac` as a chain of conditions on x."""
+    value = syntax.child_by_field_name("value")
+    found: list[Node] = []
+    for item in reversed([c for c in syntax.named_children if c.type == "case_item"]):
+        patterns = item.children_by_field_name("value")
+        body = low.all([c for c in item.named_children if c not in patterns])
+        words = [low.text(pattern) for pattern in patterns]
+        if "*" in words:
+            found = body
+            continue
+        sign = "!=" if any(_NEGATIVE.search(word) for word in words) else "=="
+        test = low.node(
+            "binary",
+            item,
+            name=sign,
+            args=[
+                *low.all([value] if value is not None else []),
+                low.node("string", item, value=words[0] if words else ""),
+            ],
+        )
+        found = [low.node("if", item, args=[test], body=body, orelse=found)]
+    return low.node("block", syntax, body=found)
 
 
 def _redirected(low: L.Lowering, syntax: Syntax) -> Node:
@@ -87,10 +130,12 @@ def _if(low: L.Lowering, syntax: Syntax) -> Node:
 
 
 def _substitution(low: L.Lowering, syntax: Syntax) -> Node:
+    """`$(a | b)` as a call; of a name that says so where it quotes for the shell."""
+    quotes = _QUOTES.search(low.text(syntax)) is not None
     return low.node(
         "call",
         syntax,
-        base=low.node("name", syntax, name="$()"),
+        base=low.node("name", syntax, name="shell_quote" if quotes else "$()"),
         args=low.all(syntax.named_children),
         keys=[None] * syntax.named_child_count,
     )
@@ -128,7 +173,7 @@ TABLE: dict[str, L.Handler] = {
     "do_group": L.block,
     "list": L.block,
     "subshell": L.block,
-    "case_item": L.block,
+    "case_statement": _case,
     "heredoc_start": L.skip,
     "heredoc_end": L.skip,
 }
