@@ -5,6 +5,7 @@ from collections.abc import Iterable
 
 from puna.guard.code.checks import check
 from puna.guard.code.checks_facts import Facts, bare, called, facts, in_order
+from puna.guard.code.checks_outside import read_into
 from puna.guard.code.checks_overflow import ALLOCATES
 from puna.guard.code.view import Node
 
@@ -61,9 +62,11 @@ def length_without_end(function: Node) -> Iterable[Node]:
         if node.base is None or not node.args:
             continue
         value = bare(node.args[0])
-        if value.kind != "call" or not ALLOCATES.search(called(value)) or not value.args:
+        if value.kind != "call" or not (ALLOCATES.search(called(value)) or value.name == "[]") or not value.args:
             continue
         size = bare(value.args[0])
+        if size.kind == "name":
+            size = _only_value(known, size.name) or size
         if called(size) != "strlen" or not size.args or not node.base.path():
             continue
         for use in known.nodes[known.place[id(node)] :]:
@@ -74,6 +77,18 @@ def length_without_end(function: Node) -> Iterable[Node]:
             ):
                 yield use
                 break
+
+
+def _addressed(comparison: Node, path: str) -> bool:
+    """`read(fd, &n, 4) != 4` says nothing about n."""
+    return any(n.kind == "unary" and n.name == "&" and n.args and n.args[0].path() == path for n in comparison.walk())
+
+
+def _only_value(known: Facts, name: str) -> Node | None:
+    """What the variable is set to, if that happens once."""
+    values = [n for n in known.of("assign") if n.base is not None and n.base.path() == name and n.args]
+    changed = any(n.name in ("++", "--") and n.args and n.args[0].path() == name for n in known.of("unary"))
+    return bare(values[0].args[0]) if len(values) == 1 and values[0].name == "=" and not changed else None
 
 
 @check("copy-upper-only", "call", "binary")
@@ -89,18 +104,19 @@ def copy_upper_only(function: Node) -> Iterable[Node]:
             continue
         if path not in known.parameters and not _given(known, path):
             continue
-        tests = [c for c, _ in known.compared(path) if known.place[id(c)] < known.place[id(node)]]
+        around = {id(n) for n in known.ancestors(node)}
+        before = [c for c, _ in known.compared(path) if known.place[id(c)] < known.place[id(node)]]
+        tests = [c for c in before if id(c) not in around and not _addressed(c, path)]
         if tests and all(in_order(c) and _upper(c, path) for c in tests):
             yield node
 
 
 def _given(known: Facts, path: str) -> bool:
     """Whether the number comes from text or a message."""
-    return any(
-        n.kind == "assign" and n.base is not None and n.base.path() == path and n.args
-        and _NUMBER.match(called(bare(n.args[0])))
-        for n in known.nodes
-    )  # fmt: skip
+    return path in read_into(known) or any(
+        n.base is not None and n.base.path() == path and n.args and _NUMBER.match(called(bare(n.args[0])))
+        for n in known.of("assign")
+    )
 
 
 def _upper(comparison: Node, path: str) -> bool:

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 
 from puna.guard.code.checks import check
 from puna.guard.code.checks_facts import Facts, alternatives, bare, called, facts, in_order, leaves, plain, within
+from puna.guard.code.checks_outside import COUNTED, TEXT_NUMBER, taken
 from puna.guard.code.checks_overflow import varies
 from puna.guard.code.view import Node
 
@@ -101,6 +102,7 @@ def _spans_array(limit: Node, index: str, loop: Node, known: Facts) -> bool:
 def index_upper_only(function: Node) -> Iterable[Node]:
     """A signed index is tested against its upper bound only: a negative one passes."""
     known = facts(function)
+    yield from _below_only(known)
     for node in known.of("if"):
         if not (node.kind == "if" and leaves(node.body) and node.args):
             continue
@@ -113,9 +115,7 @@ def index_upper_only(function: Node) -> Iterable[Node]:
             if index.kind == "binary" and index.name in ("-", "+"):
                 index = bare(index.args[0])
             path = index.path() if index.kind == "name" else ""
-            if not path or not re.match(
-                r"(signed )?(int|long|short|ssize_t|ptrdiff_t|int\d+_t|s32|s16|Py_ssize_t)$", known.types.get(path, "")
-            ):
+            if not path or not _SIGNED.match(known.types.get(path, "")):
                 continue
             if (
                 known.types.get(path)
@@ -124,6 +124,24 @@ def index_upper_only(function: Node) -> Iterable[Node]:
                 and _indexes(known, path, node)
             ):
                 yield test
+
+
+def _below_only(known: Facts) -> Iterable[Node]:
+    """`if (i < 10) a[i] = x;` with a number out of text or a message."""
+    outside = {path for pattern in (COUNTED, TEXT_NUMBER) for _, path, _ in taken(known, pattern)}
+    for node in known.of("if") if outside else ():
+        test = bare(node.args[0])
+        if not in_order(test) or test.name not in ("<", "<="):
+            continue
+        path = bare(test.args[0]).path()
+        if path not in outside or not _SIGNED.match(known.types.get(path, "")) or _low_tested(known, path):
+            continue
+        inside = [n for part in node.body for n in part.walk()]
+        if any(n.kind == "index" and len(n.args) == 1 and plain(n.args[0], path) for n in inside):
+            yield test
+
+
+_SIGNED = re.compile(r"(signed )?(int|long|short|ssize_t|ptrdiff_t|int\d+_t|s32|s16|Py_ssize_t)$")
 
 
 def _negative_possible(known: Facts, path: str) -> bool:

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable
 
 from puna.guard.code.checks import check
-from puna.guard.code.checks_facts import bare, called, facts
+from puna.guard.code.checks_facts import Facts, bare, called, facts
 from puna.guard.code.view import Node
 
 _UNSAFE_IN_HANDLER = frozenset(
@@ -38,6 +38,8 @@ def mismatched_delete(function: Node) -> Iterable[Node]:
     for node in known.of("assign"):
         if node.base is not None and node.args:
             value = bare(node.args[0])
+            while called(value) in ("static_cast", "reinterpret_cast") and value.args:
+                value = bare(value.args[0])
             made_new = value.kind == "call" and value.new and value.raw == "new_expression"
             kind = "new" + value.name if made_new else called(value)
             made.setdefault(node.base.path(), set()).add(kind)
@@ -78,26 +80,40 @@ def realloc_lost(function: Node) -> Iterable[Node]:
                 called(value) == "realloc"
                 and value.args
                 and bare(value.args[0]).path() == node.base.path()
-                and node.base.kind == "name"
+                and node.base.kind in ("name", "member")
             ):
                 yield node
 
 
 @check("file-race", "call")
 def file_race(function: Node) -> Iterable[Node]:
-    """access() on a path that is then opened by the same name."""
+    """access() on a path, or stat() whose owner or kind of file is looked at, that is then opened by the same name."""
     known = facts(function)
+    looked_at = any(n.name in ("st_uid", "st_gid") or n.name == "S_ISLNK" for n in known.nodes)
+    looked_at = looked_at and not any(called(n) == "fstat" for n in known.of("call"))
     for node in known.of("call"):
-        if called(node) in ("access", "_access") and node.args and known.in_test(node):
+        asks = called(node) in ("access", "_access") or (looked_at and called(node) in ("stat", "lstat"))
+        if asks and node.args and known.in_test(node):
             path = node.args[0].path()
             for later in known.nodes[known.place[id(node)] :] if path else ():
-                if (
-                    called(later) in ("fopen", "open", "creat", "freopen")
-                    and later.args
-                    and later.args[0].path() == path
-                ):
+                if called(later) in _OPENS and later.args and later.args[0].path() == path:
                     yield later
                     return
+        elif called(node) == "exists" and node.args and _refused(known, node):
+            path, test = node.args[0].path(), known.parent[id(node)]
+            inside = known.parent[id(test)]
+            for later in (n for part in inside.body for n in part.walk()) if path and inside.kind == "if" else ():
+                if called(later).endswith("ofstream") and later.args and later.args[0].path() == path:
+                    yield later
+                    return
+
+
+_OPENS = ("fopen", "open", "creat", "freopen")
+
+
+def _refused(known: Facts, node: Node) -> bool:
+    above = known.parent[id(node)]
+    return above.kind == "unary" and above.name == "!"
 
 
 @check("fixed-seed", "assign", "call")

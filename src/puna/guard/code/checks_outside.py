@@ -23,7 +23,7 @@ COUNTED = re.compile(
 )
 
 
-TEXT_NUMBER = re.compile(r"^(atoi|atol|atoll|strtol|strtoul|strtoll|strtoull)$")
+TEXT_NUMBER = re.compile(r"^(atoi|atol|atoll|strtou?ll?|strto[iu]max|sto(i|l|ul|ll|ull))$")
 
 
 _COPIES = {
@@ -38,8 +38,34 @@ _COPIES = {
 }
 
 
+_NUMBERS = re.compile(r"(unsigned |signed )?(int|long|short|size_t|u?int\d+_t|[us]\d+|unsigned)( (int|long))?")
+_READ = {"read": 1, "recv": 1, "fread": 0, "get": 0}
+
+
+def read_into(known: Facts) -> dict[str, Node]:
+    """Numbers that a read puts its bytes into: `read(fd, &n, sizeof(n))`, and by which call."""
+    found = {}
+    for call in known.of("call"):
+        at = _READ.get(called(call))
+        if at is None or len(call.args) < 2:
+            continue
+        if call.base is not None and call.base.kind == "member":
+            at = 0  # in.read(reinterpret_cast<char*>(&n), sizeof n)
+        target = bare(call.args[at])
+        while called(target) == "reinterpret_cast" and target.args:
+            target = bare(target.args[0])
+        if target.kind == "unary" and target.name == "&" and target.args and target.args[0].kind == "name":
+            found[target.args[0].name] = call
+    return found
+
+
 def taken(known: Facts, pattern: re.Pattern[str]) -> Iterable[tuple[Node, str, str]]:
-    """(node, path, call) of all assigned from a call, or written by a macro, that gives a number from outside."""
+    """(node, path, call) of all assigned from a call, read as bytes, or written by a macro, that gives a number from
+    outside."""
+    if pattern is not TEXT_NUMBER:
+        for path, call in read_into(known).items():
+            if _NUMBERS.fullmatch(known.types.get(path, "")):
+                yield call, path, called(call)
     for node in known.nodes:
         if node.kind == "assign" and node.base is not None and node.args and node.name == "=":
             for below in node.args[0].walk():

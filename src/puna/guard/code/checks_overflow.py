@@ -25,13 +25,19 @@ def allocation_product(function: Node) -> Iterable[Node]:
         sizes = node.args if ALLOCATES.search(name) and not _SAFE_ALLOCATES.search(name) else []
         if node.name == "[]" and node.new:
             sizes = node.args
-        for size in sizes:
+        filled = name.startswith("std.vector")  # asked only for numbers that come from outside
+        for size in node.args[:1] if filled else sizes:
             if any(n.kind == "binary" and n.name == "*" for n in size.walk()):
                 if outside is None:
                     outside = {p for pattern in (COUNTED, TEXT_NUMBER) for _, p, _ in taken(known, pattern)}
-                if _unbounded_product(size, known, known.place[id(node)], outside):
+                at = known.place[id(node)]
+                if (not filled or _holds(size, outside)) and _unbounded_product(size, known, at, outside):
                     yield node
                     break
+
+
+def _holds(size: Node, paths: set[str]) -> bool:
+    return any(n.kind == "name" and n.name in paths for n in size.walk())
 
 
 def _unbounded_product(size: Node, known: Facts, at: int, outside: set[str]) -> bool:
@@ -82,17 +88,26 @@ def bounded_before(known: Facts, path: str, at: int) -> bool:
             parts = [bare(a) for a in node.args]
             if any(p.kind == "constant" or (p.kind == "number" and p.value == 0) for p in parts):
                 continue
-            sides = [any(n.path() == path for n in p.walk()) for p in parts]
+            sides = [any(n.path() == path for n in _values(p)) for p in parts]
             if any(sides) and not (all(sides) or _sum_only(node, path)):
                 return True
         if node.kind == "assign" and node.base is not None and node.base.path() == path and node.args:
             value = bare(node.args[0])
+            if node.type and value.kind == "number" and value.value == 0:
+                continue  # a first value, for what is read into it
             if not varies(value) or re.search(
                 r"(?i)^(min|strlen|MIN|MAX|clamp|size|length|sizeof|align)", called(value)
             ):
                 return True
     kind = known.types.get(path, "")
     return kind in ("char", "short", "uint8_t", "u8", "uint16_t", "u16", "bool", "byte")
+
+
+def _values(node: Node) -> list[Node]:
+    """The node and what is below, without what only an address is taken of."""
+    if node.kind == "unary" and node.name == "&":
+        return []
+    return [node, *(n for below in node.children() for n in _values(below))]
 
 
 def _sum_only(comparison: Node, path: str) -> bool:

@@ -20,7 +20,7 @@ _ENTRY_NAMES = re.compile(
     r"|mz_zip_reader_get_filename|zip_fopen(_index)?|zzip_readdir)$"
 )
 _MAKES = re.compile(
-    r"(?i)^(open|fopen|creat|_?mkdir|mkpath|open_?file\w*|create_?dir\w*|create_?file\w*|QFile|f_open)$"
+    r"(?i)^(open|fopen|creat|_?mkdir|mkpath|open_?file\w*|create_?dir\w*|create_?file\w*|QFile|f_open|(std\.)?ofstream)$"
 )
 _CLEANS = re.compile(r"(?i)canon|realpath|relative|saniti|clean|valid|safe|traversal|secure|basename")
 
@@ -107,12 +107,17 @@ def path_printed(function: Node) -> Iterable[Node]:
         if not _PRINTS.match(called(node)) or len(node.args) < 3:
             continue
         text = next((a for a in map(bare, node.args) if a.kind == "string"), None)
-        if text is None or not re.search(r"/%s(\.\w+)?$", str(text.value)) or "://" in str(text.value):
+        if text is None or "://" in str(text.value):
+            continue
+        asked = str(text.value) == "%s%s" and re.search(r"(?i)ur[il]|target|resource|page", bare(node.args[-1]).name)
+        if not (asked or re.search(r"/%s(\.\w+)?$", str(text.value))):
             continue
         above = known.parent.get(id(node))
         target = above.base.path() if above is not None and above.kind == "assign" and above.base is not None else ""
         name = bare(node.args[-1])
         if not _PATH.search(target or bare(node.args[0]).path()) or not _free_name(name, known):
+            continue
+        if any(called(n) in ("realpath", "canonicalize_file_name") for n in known.of("call")):
             continue
         if not _passed_to_test(known, name.name, node) and any(_ENTERS.search(called(n)) for n in known.of("call")):
             yield node

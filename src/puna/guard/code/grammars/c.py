@@ -4,6 +4,7 @@ from tree_sitter import Node as Syntax
 
 from puna.guard.code import lower as L
 from puna.guard.code import lower_statements as S
+from puna.guard.code.parameters import type_text
 from puna.guard.code.view import Node
 
 
@@ -75,9 +76,31 @@ def _member(low: L.Lowering, syntax: Syntax) -> Node | None:
     return node
 
 
+def _constructed(low: L.Lowering, syntax: Syntax) -> Node | None:
+    """`std::ifstream in(path);` in a function, which the grammar reads as the declaration of a function `in`."""
+    declared = syntax.child_by_field_name("declarator")
+    typed = syntax.child_by_field_name("type")
+    if declared is None or typed is None or declared.type != "function_declarator" or typed.type == "primitive_type":
+        return None
+    named, given = declared.child_by_field_name("declarator"), declared.child_by_field_name("parameters")
+    parameters = given.named_children if given is not None else []
+    values = [p.child_by_field_name("type") for p in parameters if p.named_child_count == 1]
+    if named is None or named.type != "identifier" or not values or len(values) != len(parameters):
+        return None
+    if any(v is None or v.type not in ("type_identifier", "qualified_identifier") for v in values):
+        return None
+    kind = type_text(low, typed)
+    base = low.node("name", syntax, name=kind.replace("::", "."))
+    args = low.all([v for v in values if v is not None])
+    made = low.node("call", syntax, base=base, args=args, keys=[None] * len(args), new=True)
+    target = low.node("name", named, name=low.text(named))
+    return low.node("block", syntax, body=[low.node("assign", declared, base=target, args=[made], name="=", type=kind)])
+
+
 def _declaration(low: L.Lowering, syntax: Syntax) -> Node | None:
     """As in every language; what is declared `static` carries that as a mark."""
-    node = S.declared(low, syntax)
+    inside = syntax.parent is not None and syntax.parent.type == "compound_statement"
+    node = S.declared(low, syntax) or (_constructed(low, syntax) if inside else None)
     if node is not None and any(
         c.type == "storage_class_specifier" and low.text(c) == "static" for c in syntax.children
     ):

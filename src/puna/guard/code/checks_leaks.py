@@ -1,0 +1,167 @@
+"""Checks of memory, files and descriptors in C and C++ that a function takes and doesn't give back."""
+
+import re
+from collections.abc import Iterable
+
+from puna.guard.code.checks import check
+from puna.guard.code.checks_facts import Facts, bare, called, facts, leaves
+from puna.guard.code.view import Node
+
+_MEMORY = re.compile(r"^([mc]alloc|strn?dup|wcsdup)$")
+_HANDLES = re.compile(r"^(fopen|fdopen|freopen|popen|tmpfile|opendir|open|openat|creat|socket|accept4?|mkstemp)$")
+_FREES = frozenset(("free", "delete"))
+_CLOSES = frozenset(("fclose", "pclose", "close", "closedir", "closesocket"))
+_BORROWS = re.compile(  # functions of the C library that keep nothing of what they are given
+    r"^(v?f?s?n?w?printf|w?mem(cpy|move|set|cmp|chr)|str\w+|wcs\w+|f(gets|puts|read|write|seeko?|tello?|flush|getc|putc|scanf)"
+    r"|feof|ferror|clearerr|rewind|getc|putc|ungetc|puts|fputws?|getline|getdelim|perror|assert|sizeof|ato(i|l|ll|f)|is\w+"
+    r"|p?read|p?write|send(to)?|recv(from)?|connect|bind|listen|[gs]etsockopt|shutdown|lseek|fstat|ftruncate|fsync|flock"
+    r"|readdir|qsort|snprintf|sprintf|explicit_bzero|bzero|time|localtime_r|gmtime_r|inet_\w+|fileno|accept)$"
+)
+_OPAQUE = ("ERROR", "lambda_expression", "preproc_if", "preproc_ifdef", "preproc_else", "gnu_asm_expression")
+
+
+@check("memory-leaked", "assign", "call")
+def memory_leaked(function: Node) -> Iterable[Node]:
+    """Memory that only this function knows of and doesn't free, or not before one of its returns."""
+    return _leaked(function, _MEMORY, _FREES)
+
+
+@check("handle-leaked", "assign", "call")
+def handle_leaked(function: Node) -> Iterable[Node]:
+    """A file or descriptor that only this function knows of and doesn't close, or not before one of its returns."""
+    return _leaked(function, _HANDLES, _CLOSES)
+
+
+def _leaked(function: Node, takes: re.Pattern[str], gives: frozenset[str]) -> Iterable[Node]:
+    known = facts(function)
+    if function.raw == "module" or function.name in ("main", "wmain"):  # all is given back at a program's end
+        return
+    seen: set[str] = set()
+    for node in known.of("assign"):
+        name = node.base.name if node.base is not None and node.base.kind == "name" and node.name == "=" else ""
+        value = bare(node.args[0]) if name and node.args else node
+        made = value.kind == "call" and value.new and value.raw == "new_expression" and gives is _FREES
+        if called(value) in ("static_cast", "reinterpret_cast") and value.args:
+            value = bare(value.args[0])
+        if not (made or takes.match(called(value))) or name in seen:
+            continue
+        seen.add(name)
+        if known.parent[id(node)].kind == "assign":
+            continue
+        if name in known.parameters or name in known.static or name not in known.types or "<" in known.types[name]:
+            continue
+        if any(n.raw in _OPAQUE for n in known.nodes):
+            return
+        yield from _Held(known, name, node, gives).faults(made)
+
+
+class _Held:
+    """What one variable holds, from where it is taken on."""
+
+    def __init__(self, known: Facts, name: str, taken: Node, gives: frozenset[str]) -> None:
+        self.known = known
+        self.name = name
+        self.taken = taken
+        self.uses = [n for n in known.of("name") if n.name == name]
+        self.given = [n for n in known.of("call") if called(n) in gives and self.has(n.args)]
+
+    def has(self, nodes: list[Node]) -> bool:
+        return any(bare(n).kind == "name" and bare(n).name == self.name for n in nodes)
+
+    def faults(self, made: bool) -> Iterable[Node]:
+        known = self.known
+        kept = [self.kept(use) for use in self.uses]
+        if "kept" in kept:
+            return
+        if not self.given:
+            if not made and "lent" not in kept and len(self.uses) > 1 and not known.nested(self.taken):
+                yield self.taken
+            return
+        last = self.given[-1]
+        if known.nested(last):
+            return
+        for leave in known.of("return"):
+            at = known.place[id(leave)]
+            if known.place[id(self.taken)] < at < known.place[id(last)] and not self.settled(leave):
+                yield leave
+                return
+
+    def kept(self, use: Node) -> str:
+        """`kept`: what is held is known to others from here on; `lent`: to a function that may keep it."""
+        known = self.known
+        below, above = use, known.parent.get(id(use))
+        while above is not None:
+            if above.kind == "call":
+                if above.base is below or called(above) in ("free", "delete", "sizeof") or called(above) in _CLOSES:
+                    return ""
+                if called(above) in ("static_cast", "reinterpret_cast"):
+                    below, above = above, known.parent.get(id(above))
+                    continue
+                return "" if _BORROWS.match(called(above)) else "lent"
+            if above.kind == "assign":
+                if above.base is below:
+                    again = above.args and above is not self.taken and bare(above.args[0]).kind == "call"
+                    return "kept" if again or above.name != "=" else ""
+                return "kept"
+            if above.kind == "return":
+                return "kept"
+            if above.kind == "unary":
+                if above.name == "&":
+                    return "kept"
+                return ""
+            if above.kind in ("index", "member"):
+                held = known.parent.get(id(above))
+                while held is not None and held.kind in ("index", "member"):
+                    held = known.parent.get(id(held))
+                return "kept" if held is not None and held.kind == "unary" and held.name == "&" else ""
+            if above.kind in ("if", "loop", "function", "block") or (
+                above.kind == "binary" and above.name not in ("+", "-", ",")
+            ):
+                return ""
+            if above.kind == "collection" or (above.kind == "other" and above.raw == "switch_statement"):
+                return "kept"
+            below, above = above, known.parent.get(id(above))
+        return ""
+
+    def settled(self, leave: Node) -> bool:
+        """Whether there is nothing to give back at this return, or it was given back."""
+        known = self.known
+        if any(n.kind == "name" and n.name == self.name for n in leave.walk()):
+            return True
+        above = {id(n): n for n in known.ancestors(leave)}
+        if any(self.asked(n.args[0]) for n in above.values() if n.kind in _FORKS and n.args):
+            return True
+        for fork in known.ancestors(self.taken):
+            arm = _arm(fork, self.taken, known) if fork.kind in _FORKS or fork.raw == "case_statement" else 0
+            if arm and (id(fork) not in above or _arm(fork, leave, known) != arm):
+                return True
+        return any(known.place[id(n)] < known.place[id(leave)] and self.passed(n, above) for n in self.given)
+
+    def asked(self, test: Node) -> bool:
+        """Whether the condition looks at the variable itself, not at what a call makes of it."""
+        return any(n.kind == "name" and n.name == self.name and not self._through(n) for n in test.walk())
+
+    def _through(self, use: Node) -> bool:
+        """Whether the use is what a call is given, or reaches through the pointer."""
+        above = self.known.parent[id(use)]
+        return above.kind in ("member", "index") or any(_BORROWS.match(called(a)) for a in self.known.ancestors(use))
+
+    def passed(self, given: Node, above: dict[int, Node]) -> bool:
+        """Whether the way to the place under `above` leads past `given`."""
+        for fork in self.known.ancestors(given):
+            if fork.kind == "if" and id(fork) not in above:
+                arm = (fork.body, fork.orelse)[_arm(fork, given, self.known) == 2]
+                if leaves(arm):
+                    return False
+        return True
+
+
+_FORKS = ("if", "loop", "conditional", "catch", "other")
+
+
+def _arm(fork: Node, node: Node, known: Facts) -> int:
+    """1: in the body, 2: in the else part, 0: in the condition."""
+    inside = {id(node), *(id(n) for n in known.ancestors(node))}
+    if any(id(n) in inside for n in fork.orelse):
+        return 2
+    return 1 if any(id(n) in inside for n in fork.body) or fork.raw == "switch_statement" else 0
