@@ -61,13 +61,29 @@ def _endless(source: bytes) -> Iterator[bytes]:
 
 def _runs_away(parser: Parser, stretch: bytes) -> bool:
     """Whether a part of this takes the parser so long that the whole would take it minutes: its recovery from endless
-    nesting is quadratic, and doesn't look at the clock."""
+    nesting is quadratic or worse, and seldom looks at the clock."""
     for start in range(0, len(stretch), MAX_LINE):
-        before = time.thread_time()
-        parser.parse(stretch[start : start + MAX_LINE])
-        if time.thread_time() - before > RUNAWAY:
+        part = stretch[start : start + MAX_LINE]
+        spent = _seconds(parser, part)
+        if spent > RUNAWAY:
+            return True
+        quadratic = spent > RUNAWAY / 10 and spent > 3 * _seconds(parser, part[: len(part) // 2])
+        if quadratic and spent * (len(stretch) / MAX_LINE) ** 2 > 10 * RUNAWAY:
             return True
     return False
+
+
+def _seconds(parser: Parser, part: bytes) -> float:
+    """Processor time that a parse takes; it is ended soon after RUNAWAY."""
+    before = time.thread_time()
+    try:
+        parser.parse(
+            lambda offset, _point: part[offset:],
+            progress_callback=lambda *_: time.thread_time() - before > RUNAWAY,
+        )
+    except ValueError:  # ended by the callback
+        parser.reset()
+    return time.thread_time() - before
 
 
 def view(source: bytes, name: str, budget: Budget | None = None) -> Node:
