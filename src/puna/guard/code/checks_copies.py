@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable
 
 from puna.guard.code.checks import check
-from puna.guard.code.checks_facts import Facts, bare, called, facts, in_order
+from puna.guard.code.checks_facts import Facts, bare, called, facts, in_order, leaves
 from puna.guard.code.checks_outside import read_into
 from puna.guard.code.checks_overflow import ALLOCATES
 from puna.guard.code.view import Node
@@ -79,6 +79,12 @@ def length_without_end(function: Node) -> Iterable[Node]:
                 break
 
 
+def _refuses(known: Facts, comparison: Node) -> bool:
+    """Whether the function is left where the comparison holds, or only goes on there."""
+    above = next((n for n in known.ancestors(comparison) if n.kind in ("if", "loop", "conditional")), comparison)
+    return above.kind == "if" and (leaves(above.body) or comparison.name in ("<", "<="))
+
+
 def _addressed(comparison: Node, path: str) -> bool:
     """`read(fd, &n, 4) != 4` says nothing about n."""
     return any(n.kind == "unary" and n.name == "&" and n.args and n.args[0].path() == path for n in comparison.walk())
@@ -107,7 +113,8 @@ def copy_upper_only(function: Node) -> Iterable[Node]:
         around = {id(n) for n in known.ancestors(node)}
         before = [c for c, _ in known.compared(path) if known.place[id(c)] < known.place[id(node)]]
         tests = [c for c in before if id(c) not in around and not _addressed(c, path)]
-        if tests and all(in_order(c) and _upper(c, path) for c in tests):
+        upper = tests and all(in_order(c) and _upper(c, path) for c in tests) and any(map(known.in_test, tests))
+        if upper and (path not in known.parameters or all(_refuses(known, c) for c in tests)):
             yield node
 
 

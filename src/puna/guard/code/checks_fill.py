@@ -25,12 +25,17 @@ def array_filled_by_content(function: Node) -> Iterable[Node]:
             continue
         for node in [n for part in loop.body for n in part.walk() if n.kind == "assign"]:
             name, array = _filled(node, known)
-            if not name or any(inner is not loop and within(known, node, inner) and within(known, inner, loop)
-                               for inner in known.of("loop")):  # fmt: skip
+            if not name or _in_place(node, name) or any(inner is not loop and within(known, node, inner)
+                               and within(known, inner, loop) for inner in known.of("loop")):  # fmt: skip
                 continue
             if _steps(loop, name) and not _compared_in(loop, name, known) and not _length_asked(known, array):
                 yield node
                 break
+
+
+def _in_place(node: Node, name: str) -> bool:
+    """`*p = lower(*p)`: the text itself is changed."""
+    return any(n.kind == "unary" and n.name == "*" and n.args and n.args[0].path() == name for n in node.args[0].walk())
 
 
 def _filled(node: Node, known: Facts) -> tuple[str, str]:

@@ -115,11 +115,12 @@ def index_upper_only(function: Node) -> Iterable[Node]:
             if index.kind == "binary" and index.name in ("-", "+"):
                 index = bare(index.args[0])
             path = index.path() if index.kind == "name" else ""
+            limit = bare(test.args[1])
             if not path or not _SIGNED.match(known.types.get(path, "")):
                 continue
             if (
                 known.types.get(path)
-                and _negative_possible(known, path)
+                and _negative_possible(known, path, limit.kind == "number" or limit.name.isupper())
                 and not _low_tested(known, path)
                 and _indexes(known, path, node)
             ):
@@ -144,10 +145,11 @@ def _below_only(known: Facts) -> Iterable[Node]:
 _SIGNED = re.compile(r"(signed )?(int|long|short|ssize_t|ptrdiff_t|int\d+_t|s32|s16|Py_ssize_t)$")
 
 
-def _negative_possible(known: Facts, path: str) -> bool:
+def _negative_possible(known: Facts, path: str, constant: bool) -> bool:
+    """`constant`: whether the limit is one."""
     values = [n for n in known.nodes if n.kind == "assign" and n.base is not None and n.base.path() == path and n.args]
     if path in known.parameters:
-        return not values
+        return not values and constant
     sources = [bare(n.args[0]) for n in values]
     return (
         bool(sources)
@@ -198,18 +200,21 @@ def index_grows(function: Node) -> Iterable[Node]:
                 for n in known.nodes
             ):
                 continue
-            if _constant_rounds(loop):
+            if _counted_rounds(loop):
                 continue
             yield node
             break
 
 
-def _constant_rounds(loop: Node) -> bool:
-    return any(
-        n.kind == "number" or (n.kind == "name" and n.name.isupper()) or called(n) in ("sizeof", "size")
-        for a in loop.args
-        for n in a.walk()
-    )
+def _counted_rounds(loop: Node) -> bool:
+    """Whether a number says how often the loop runs (mostly no more often than the array is long), other than the
+    length of a text."""
+    tests = [n for a in loop.args for n in a.walk()]
+    if any(
+        n.kind == "number" or (n.kind == "name" and n.name.isupper()) or called(n) in ("sizeof", "size") for n in tests
+    ):
+        return True
+    return any(in_order(n) for n in tests) and not any(called(n) in ("strlen", "wcslen") for n in tests)
 
 
 @check("index-steps", "loop", "index")

@@ -50,6 +50,14 @@ READERS = frozenset(
         "atoi",
         "atol",
         "strtol",
+        "getc",
+        "fgetc",
+        "fscanf",
+        "fseek",
+        "ftell",
+        "feof",
+        "rewind",
+        "readdir",
     ]
 )
 

@@ -202,6 +202,8 @@ def _sizes(known: Facts, difference: Node) -> bool:
 def array_freed(function: Node) -> Iterable[Node]:
     """An array of the function is given to free, by its name or by a pointer that may be set to it."""
     known = facts(function)
+    if any(n.raw.startswith("preproc") for n in known.nodes):  # one of several declarations, or ways, may be left out
+        return
     for call in known.of("call"):
         target = bare(call.args[0]) if called(call) in ("free", "delete") and len(call.args) == 1 else call
         if target.kind != "name" or target.name in known.parameters:

@@ -82,6 +82,10 @@ def _copy_unbounded(node: Node, known: Facts) -> bool:
         return room is not None and called(node).endswith("cpy") and len(str(source.value)) >= room
     if source.kind == "name" and source.name.isupper():  # a macro: its text is known where it is written
         return False
+    if {n.path() for n in source.walk() if n.kind == "name"} & {
+        n.path() for n in node.args[0].walk() if n.kind == "name"
+    }:
+        return False  # within one text
     if source.kind == "conditional" and all(bare(a).kind == "string" for a in source.args[1:]):
         return False
     return not _measured(source, known)
@@ -104,6 +108,15 @@ def longest(template: str) -> int | None:
     return total
 
 
+def _usual(template: str) -> int:
+    """What a format takes with numbers of 6 digits at most, with its final NUL."""
+    total = len(_CONVERSION.sub("", template)) + 1
+    for found in _CONVERSION.finditer(template):
+        width = int(found[1]) if found[1] and found[1] != "*" else 0
+        total += max(int(found[3]) if found[5] == "s" and found[3] else min(_WIDTH.get(found[5], 6), 6), width)
+    return total
+
+
 def _print_unbounded(node: Node, known: Facts) -> bool:
     if called(node) not in PRINTS or len(node.args) < 2 or (node.base is not None and node.base.kind == "member"):
         return False
@@ -119,7 +132,7 @@ def _print_unbounded(node: Node, known: Facts) -> bool:
             return False
         texts = [v for v in values if v.kind in ("name", "member", "index")]
         return ".*s" not in str(template.value) and not (texts and all(_measured(v, known) for v in texts))
-    return room is not None and most > room
+    return room is not None and _usual(str(template.value)) > room
 
 
 @check("copy-unbounded", "call")
@@ -266,18 +279,12 @@ def sizeof_pointer(function: Node) -> Iterable[Node]:
             called(node) in ("memset", "memcpy", "memmove", "strncpy", "snprintf", "fgets", "bzero", "explicit_bzero")
             and node.args
         ):
-            target = bare(node.args[0])
-            if (
-                target.kind != "name"
-                or target.name in known.arrays
-                or not known.types.get(target.name, "").endswith("*")
-            ):
-                continue
+            pointers = {
+                n.name
+                for n in map(bare, node.args[:2])
+                if n.kind == "name" and n.name not in known.arrays and known.types.get(n.name, "").endswith("*")
+            }
             for size in node.args[1:]:
-                if (
-                    called(size) == "sizeof"
-                    and size.args
-                    and bare(size.args[0]).kind == "name"
-                    and bare(size.args[0]).path() == target.name
-                ):
+                inside = bare(size.args[0]) if called(size) == "sizeof" and size.args else size
+                if inside is not size and inside.kind == "name" and inside.name in pointers:
                     yield node

@@ -25,7 +25,7 @@ def value_maybe_unset(function: Node) -> Iterable[Node]:
     }
     if not names:
         return
-    jumps = any(n.raw in ("labeled_statement", "ERROR") for n in known.nodes)
+    jumps = any(n.raw in ("labeled_statement", "ERROR") or n.raw.startswith("preproc") for n in known.nodes)
     uses: dict[str, list[Node]] = {name: [] for name in names}
     for node in known.of("name"):
         if node.name in uses:
