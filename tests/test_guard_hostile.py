@@ -23,3 +23,16 @@ def within(text: str, language: str | None) -> list[guard.Finding]:
 def test_a_parser_that_does_not_look_at_the_clock(unit: str) -> None:
     """Swift's: quadratic within a token, or worse in its recovery from errors."""
     assert [f.rule for f in within(unit * (60_000 // len(unit)), "swift")] == ["scan-incomplete"]
+
+
+@pytest.mark.parametrize(
+    ("text", "language"),
+    [
+        ("\n" * 3_000_000, None),
+        ("\n" * 100_000, "python"),
+        ("function" + " " * 12_000, None),
+        ("private" + " " * 12_000, "text"),
+    ],
+)
+def test_blanks(text: str, language: str | None) -> None:
+    assert within(text, language) == []

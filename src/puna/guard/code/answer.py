@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from puna.guard.code import extract
 from puna.guard.code.detect import detect
-from puna.guard.code.extract import Piece, pieces
+from puna.guard.code.extract import Piece, Run, pieces
 from puna.guard.code.finding import Finding
 from puna.guard.code.scan import SECONDS, incomplete, scan
 
@@ -141,7 +141,7 @@ class CodeStream:
         self._judged = upto
         if language is None:
             return []
-        piece = Piece(source, language, tuple(("", self._number + 1 + i) for i in range(upto)))
+        piece = Piece(source, language, Run("", self._number + 1, upto))
         return self._new(scan_pieces([piece], self.seconds))
 
     def _new(self, findings: list[Finding]) -> list[Finding]:

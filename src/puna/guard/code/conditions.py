@@ -6,6 +6,7 @@ from typing import Any
 
 from puna.errors import PunaError
 from puna.guard.code.pattern import Patterns, last_name
+from puna.guard.code.stretches import BLANKS, tame_text
 from puna.guard.code.value import HOLE, MAX_TEXT, Atom, Value
 
 Test = Callable[[Value | None], "Atom | bool"]  # an atom: holds, and this is where the value came from
@@ -88,7 +89,7 @@ def _plain(key: str, data: Any, safe_for: str, where: str) -> Callable[[Value], 
         return lambda value: value.known() and any(value.const == a and type(value.const) is type(a) for a in accepted)
     if key == "matches":
         pattern = compile_regex(data, where)
-        return lambda value: value.text is not None and pattern.search(value.text, 0, MAX_TEXT) is not None
+        return lambda value: value.text is not None and pattern.search(_looked_at(value.text)) is not None
     if key == "path":
         patterns = Patterns(_list(data))
         return lambda value: patterns.match(value.paths)
@@ -111,6 +112,10 @@ def _plain(key: str, data: Any, safe_for: str, where: str) -> Callable[[Value], 
     assert key == "has"
     tests = {name: compile_condition(d, safe_for, where) for name, d in data.items()}
     return lambda value: all(test(value.item(name)) for name, test in tests.items())
+
+
+def _looked_at(text: str) -> str:
+    return text if len(text) <= 3 * BLANKS else tame_text(text[:MAX_TEXT])
 
 
 def _is_number(value: Any) -> bool:

@@ -5,6 +5,9 @@ import re
 from functools import cache
 
 SAMPLE = 12_000  # characters that are looked at
+LONGEST = 1000  # characters of a line of these
+BLANKS = 20  # white space in a row that is looked at
+_BLANK = re.compile(rf"[^\S\n]{{{BLANKS},}}")
 ENOUGH = 4.0  # points below which nothing is claimed
 ENOUGH_SHAPED = 1.5  # the same, where most lines end or look as only code does
 MANY = 3  # matches of one sign that count
@@ -178,9 +181,15 @@ def _signs() -> dict[str, tuple[tuple[float, re.Pattern[str]], ...]]:
     return {name: tuple((p, re.compile(text, re.MULTILINE)) for p, text in signs) for name, signs in SIGNS.items()}
 
 
+def _sample(source: str) -> str:
+    """The beginning, without what would keep the signs busy: empty lines, white space that goes on, endless lines."""
+    short = _BLANK.sub(" " * BLANKS, source[:SAMPLE])
+    return "\n".join([line[:LONGEST] for line in short.split("\n") if line and not line.isspace()])
+
+
 def scores(source: str) -> dict[str, float]:
     """Points of every language; more matches of one sign count less and less."""
-    sample = source[:SAMPLE]
+    sample = _sample(source)
     found: dict[str, float] = {}
     for name, signs in _signs().items():
         total = 0.0

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -31,9 +32,28 @@ class Piece:
 
     source: str
     language: str
-    places: tuple[tuple[str, int], ...]
+    places: Sequence[tuple[str, int]]
     added: frozenset[int] | None = None
     before: int = 0
+
+
+@dataclass(frozen=True)
+class Run(Sequence[tuple[str, int]]):
+    """The places of `lines` lines that follow each other in one part."""
+
+    part: str
+    first: int
+    lines: int
+
+    def __len__(self) -> int:
+        return self.lines
+
+    def __getitem__(self, at: Any) -> Any:
+        if isinstance(at, slice):
+            return tuple(self)[at]
+        if not 0 <= at < self.lines:
+            raise IndexError(at)
+        return self.part, self.first + at
 
 
 def pieces(text: str, language: str | None = None) -> list[Piece]:
@@ -64,7 +84,7 @@ def pieces(text: str, language: str | None = None) -> list[Piece]:
 
 
 def _whole(text: str, language: str, where: str = "", first: int = 1) -> Piece:
-    return Piece(text, language, tuple((where, first + i) for i in range(text.count("\n") + 1)))
+    return Piece(text, language, Run(where, first, text.count("\n") + 1))
 
 
 def opening(line: str) -> tuple[str, str] | None:

@@ -2,6 +2,7 @@
 
 import re
 
+LONGEST = 60  # characters of a number that is read
 _ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "0": "\0", "a": "\a", "b": "\b", "f": "\f", "v": "\v", "e": "\x1b"}
 _ESCAPE = re.compile(r"\\(x[0-9a-fA-F]{2}|u[0-9a-fA-F]{4}|u\{[0-9a-fA-F]{1,6}\}|.)", re.DOTALL)
 
@@ -21,6 +22,8 @@ def unescape(text: str) -> str:
 
 def number_value(text: str) -> int | float | None:
     """A literal's value: suffixes and digit separators dropped; None if it can't be read."""
+    if len(text) > LONGEST:
+        return None
     cleaned = text.replace("_", "").replace("'", "").lower()
     if cleaned.startswith(("-", "+")):
         value = number_value(cleaned[1:])
@@ -33,7 +36,7 @@ def number_value(text: str) -> int | float | None:
             except ValueError:
                 return None
     found = re.match(r"(\d+)(\.\d*)?(e[+-]?\d+)?", cleaned)
-    if not found or len(cleaned) > 60:
+    if not found:
         return None
     if found[2] is None and found[3] is None:
         digits_only = found[1]

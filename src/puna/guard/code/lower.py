@@ -10,7 +10,7 @@ import re
 from tree_sitter import Node as Syntax
 
 from puna.guard.code.literals import number_value, strip_quotes, unescape
-from puna.guard.code.lowering import MAX_DEPTH, Handler, Lowering, other
+from puna.guard.code.lowering import MAX_DEPTH, MAX_NAME, Handler, Lowering, other
 from puna.guard.code.view import Node
 
 # ---- leaves
@@ -193,7 +193,7 @@ def method(base: str, field: str, args: str = "arguments") -> Handler:
         named = syntax.child_by_field_name(field)
         receiver = syntax.child_by_field_name(base)
         if receiver is not None:
-            text = low.text(named).lstrip("$@")
+            text = low.text(named)[:MAX_NAME].lstrip("$@")
             callee = Node(
                 "member",
                 receiver.start_byte + low.shift,

@@ -10,6 +10,7 @@ from puna.guard.code.budget import Budget
 from puna.guard.code.view import Node
 
 MAX_DEPTH = 110  # levels of nesting that are looked into; below it a node is a leaf (keeps recursion bounded)
+MAX_NAME = 200  # characters of a name or a type that are looked at
 _MARK = re.compile(rb"@\w|(?:^|[#({,;}\]])\s{0,200}\[", re.MULTILINE)
 Handler = Callable[["Lowering", Syntax], "Node | None"]
 
@@ -56,6 +57,8 @@ class Lowering:
         new: bool = False,
     ) -> Node:
         start, end = syntax.start_byte + self.shift, syntax.end_byte + self.shift
+        if len(name) > MAX_NAME or len(type) > MAX_NAME:
+            name, type = name[:MAX_NAME], type[:MAX_NAME]
         made = Node(kind, start, end, syntax.type, name, base, args, keys, body, orelse, marks, type, value, new)
         if kind == "function":
             self.functions.append(made)

@@ -1,6 +1,7 @@
 """Rules against what the flow analysis reports."""
 
 import bisect
+import copy
 import math
 import re
 from collections.abc import Iterator
@@ -10,9 +11,11 @@ from puna.guard.code.checks import NEEDS
 from puna.guard.code.checks_facts import facts
 from puna.guard.code.conditions import Test
 from puna.guard.code.finding import Finding
+from puna.guard.code.lowering import MAX_NAME
 from puna.guard.code.pattern import last_name
 from puna.guard.code.rule import Alternative, Rule
 from puna.guard.code.scope import Call, Listener, Scope
+from puna.guard.code.stretches import matches, tame
 from puna.guard.code.value import Atom, Value
 from puna.guard.code.view import Node
 
@@ -62,16 +65,31 @@ class Matcher(Listener):
     by itself)."""
 
     def __init__(
-        self, index: RuleIndex, source: bytes, language: str, found: dict[tuple[str, int], Finding], shift: int = 0
+        self,
+        index: RuleIndex,
+        source: bytes,
+        language: str,
+        found: dict[tuple[str, int], Finding],
+        budget: Budget,
+        shift: int = 0,
     ) -> None:
         self.index = index
         self.source = source
-        self.text_of_file = source[:MAX_FILE_TEXT].decode("utf-8", "replace")
+        self.budget = budget
+        self.tame = tame(source)
+        self.text_of_file = self.tame[:MAX_FILE_TEXT].decode("utf-8", "replace")
         self.language = language
         self.lines = [0, *(m.end() for m in re.finditer(b"\n", source))]
         self.found = found
         self.shift = shift
         self.file_matches: dict[int, bool] = {}
+
+    def inside(self, index: RuleIndex, language: str, shift: int) -> "Matcher":
+        """One for code of another language in the same file."""
+        made = copy.copy(self)
+        made.index, made.language, made.shift = index, language, shift
+        made.file_matches = {}
+        return made
 
     # ---- what is reported
 
@@ -87,6 +105,8 @@ class Matcher(Listener):
             self.consider(rule, alternative, node, {"value": value, "target": target}, scope)
 
     def pair(self, node: Node, key: str, value: Value, scope: Scope) -> None:
+        if len(key) > MAX_NAME:
+            return
         for rule, alternative in self.index.loose.get("key", _NO_ENTRIES):
             if alternative.regex is not None and alternative.regex.fullmatch(key):
                 self.consider(
@@ -152,18 +172,18 @@ class Matcher(Listener):
             ):
                 self.consider(rule, alternative, node, {}, scope)
 
-    def written(self, budget: Budget) -> None:
+    def written(self) -> None:
         """Rules on the source as it is written, comments and all."""
-        lower = self.source.lower()
+        lower = self.tame.lower()
         for rule, alternative in self.index.loose.get("source", _NO_ENTRIES):
             wanted = alternative.contains
             if wanted and not any(literal in lower for literal in wanted):
                 continue
             assert alternative.written is not None
             written = alternative.written
-            found = self.in_lines(lower, alternative, budget) if alternative.line else written.finditer(self.source)
+            found = self.in_lines(lower, alternative) if alternative.line else matches(written, self.tame, self.budget)
             for count, match in enumerate(found):
-                if count > MAX_WRITTEN or budget.check():
+                if count > MAX_WRITTEN or self.budget.check():
                     break
                 group = match[match.lastindex or 0]
                 if alternative.refused is not None and alternative.refused.search(group):
@@ -174,7 +194,7 @@ class Matcher(Listener):
                     start, end = match.span(match.lastindex or 0)
                     self.add(rule, Node("other", start - self.shift, end - self.shift, ""), True)
 
-    def in_lines(self, lower: bytes, alternative: Alternative, budget: Budget) -> Iterator[re.Match[bytes]]:
+    def in_lines(self, lower: bytes, alternative: Alternative) -> Iterator[re.Match[bytes]]:
         """What is written in the lines that hold one of the literals."""
         assert alternative.written is not None
         places = set()
@@ -185,10 +205,10 @@ class Matcher(Listener):
                 places.add(line)
                 at = lower.find(literal, self.lines[line]) if line < len(self.lines) else -1
         for line in sorted(places):
-            if budget.check():
+            if self.budget.check():
                 return
             end = self.lines[line] - 1 if line < len(self.lines) else len(lower)
-            yield from alternative.written.finditer(self.source, self.lines[line - 1], end)
+            yield from matches(alternative.written, self.tame, self.budget, self.lines[line - 1], end)
 
     # ---- judging
 
@@ -212,14 +232,16 @@ class Matcher(Listener):
         if alternative.file is not None or alternative.not_file is not None:
             known = self.file_matches.get(id(alternative))
             if known is None:
-                known = alternative.file is None or alternative.file.search(self.text_of_file) is not None
-                known = known and (
-                    alternative.not_file is None or alternative.not_file.search(self.text_of_file) is None
-                )
+                known = alternative.file is None or self.holds(alternative.file)
+                known = known and (alternative.not_file is None or not self.holds(alternative.not_file))
                 self.file_matches[id(alternative)] = known
             if not known:
                 return False
         return all(test(scope) for test in alternative.context)
+
+    def holds(self, pattern: re.Pattern[str]) -> bool:
+        """Whether it is found anywhere in the file."""
+        return any(True for _ in matches(pattern, self.text_of_file, self.budget))
 
     @staticmethod
     def shaped(alternative: Alternative, call: Call) -> bool:

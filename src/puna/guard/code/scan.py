@@ -34,11 +34,12 @@ def scan(source: str, language: str, rules: Iterable[Rule] | None = None, second
     data = source.encode("utf-8", "replace")
     chosen = tuple(rules) if rules is not None else None
     found: dict[tuple[str, int], Finding] = {}
-    matcher = _matcher(data, language, chosen, found)  # reads the rules, on the first scan of a language
+    index = _indexed(language, chosen)  # reads the rules, on the first scan of a language
     if language not in FORMATS:
         grammar(language)
     budget = Budget(seconds * READING)
-    matcher.written(budget)
+    matcher = Matcher(index, data, RULES_OF.get(language, language), found, budget)
+    matcher.written()
     at = 0
     for start, end in _pieces(data):
         if budget.check():
@@ -67,7 +68,9 @@ def _read(
     if language in FORMATS:
         root, embedded = configuration.read(data[start:end], language, budget)
         for script in embedded[:MAX_EMBEDDED]:
-            inner = _matcher(data, script.language, rules, matcher.found, start + script.start)
+            if budget.check():
+                return
+            inner = matcher.inside(_indexed(script.language, rules), script.language, start + script.start)
             code = view(data[start + script.start : start + script.end], script.language, budget)
             Flow(code, knowledge(script.language), inner, budget).run()
     else:
@@ -75,12 +78,9 @@ def _read(
     Flow(root, knowledge(matcher.language), matcher, budget).run()
 
 
-def _matcher(
-    data: bytes, language: str, rules: tuple[Rule, ...] | None, found: dict[tuple[str, int], Finding], shift: int = 0
-) -> Matcher:
+def _indexed(language: str, rules: tuple[Rule, ...] | None) -> RuleIndex:
     ruled = RULES_OF.get(language, language)
-    index = _index(ruled) if rules is None else RuleIndex(tuple(r for r in rules if ruled in r.languages))
-    return Matcher(index, data, ruled, found, shift)
+    return _index(ruled) if rules is None else RuleIndex(tuple(r for r in rules if ruled in r.languages))
 
 
 def _pieces(data: bytes) -> Iterator[tuple[int, int]]:
