@@ -52,6 +52,32 @@ def test_that_it_is_not_one_word_says_nothing_of_a_value(test: str) -> None:
     assert [rule for rule, _ in rules(source)] == ["python-shell-composed"]
 
 
+@pytest.mark.parametrize(
+    ("language", "source"),
+    [
+        ("python", "def f(request):\n    if 'x' in request.args:\n        os.system('ls ' + request.args['x'])\n"),
+        ("javascript", "const run = (x) => `ls ${x}`;\napp.get('/', (req, res) => { exec(run(req.query.x)); });\n"),
+        ("javascript", "app.get('/', (req, res) => { const d = req.body; if (d.type === 'a') exec('ls ' + d.x); });\n"),
+    ],
+    ids=["presence of a key", "function in a constant", "kind of a message"],
+)
+def test_what_does_not_end_the_flow(language: str, source: str) -> None:
+    assert any(finding.cwe == "CWE-78" for finding in guard.scan_code(source, language))
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "app.get('/', (req, res) => { const n = req.body.ids.map(Number).join(','); exec('ls ' + n); });\n",
+        "app.get('/', (req, res) => { const n = req.body.ids.map((_, i) => '-' + i).join(','); exec('ls ' + n); });\n",
+        "app.get('/', (req, res) => { if (!NAMES.includes(req.query.x)) return; exec('ls ' + req.query.x); });\n",
+    ],
+    ids=["map of a cleaner", "map that drops the element", "member that was tested"],
+)
+def test_what_ends_the_flow(source: str) -> None:
+    assert guard.scan_code(source, "javascript") == []
+
+
 def test_after_both_branches_meet_the_name_is_unchecked_again() -> None:
     branches = "    if x == 'a':\n        print(1)\n    else:\n        print(2)\n"
     source = f"import os\ndef f(x):\n{branches}    os.system('ls ' + x)\n"

@@ -239,6 +239,13 @@ def keys_copied(function: Node) -> Iterable[Node]:
             deeper = key.path() in keys - {""} and _deeper(itself, key.path()) and _holds(node.args[0], key.path())
             if deeper or (key.kind == "index" and any(_walks(n, target.base) for n in inside)):
                 yield node
+        steps = [n.base.path() for n in inside if n.base is not None and _walks(n, n.base)]
+        for node in function.body if steps else ():  # the last step stands after the loop
+            target = node.base if node.kind == "assign" and node.start > loop.start else None
+            if target is None or target.kind != "index" or target.base is None or not target.args:
+                continue
+            if target.base.path() in steps and target.args[0].kind != "string":
+                yield node
 
 
 def _deeper(calls: list[Node], key: str) -> bool:

@@ -246,7 +246,12 @@ class Expressions(ABC):
         for path in paths:
             first = path.split(".", 1)[0].split("[", 1)[0]
             shell = path.isdigit()  # $1
-            if (first != path or shell) and path not in env and (first not in env or first in SELF):
+            own = env.get(first)
+            if (
+                (first != path or shell)
+                and path not in env
+                and (own is None or first in SELF or own.paths[:1] == (first,))
+            ):
                 base = path[: path.index("[")] if path.endswith("]") else path
                 known = self.sourced(Value(paths=(base,), node=node))
                 if base != path:
@@ -281,6 +286,7 @@ _PARSED = (
     "URI()",
     "parse_url()",
 )
+_HOSTS = tuple(f"{parsed}.{part}" for parsed in _PARSED for part in ("hostname", "host", "origin", "netloc"))
 
 
 def check(env: Env, names: set[str]) -> None:
@@ -289,7 +295,7 @@ def check(env: Env, names: set[str]) -> None:
     for name in names & env.keys():
         value = env[name]
         env[name] = cleaned(value, "checked")
-        if value.atoms and any(path.endswith(_PARSED) for path in value.paths):
+        if value.atoms and any(path.endswith(_PARSED) or path.endswith(_HOSTS) for path in value.paths):
             for other, held in env.items():
                 if other not in names and held.atoms and set(held.atoms) <= set(value.atoms):
                     env[other] = cleaned(held, "checked")

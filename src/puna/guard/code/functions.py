@@ -156,22 +156,39 @@ class Functions(Expressions):
             self.listener.text(node, composed, scope)
             return composed
         if node.base is not None and not node.new:
-            helper = self.helper(call)
+            helper = self.helper(call, env)
             if helper is not None:
                 return self.helped(helper, call, env, scope)
+        if node.base is not None and node.base.name == "map" and receiver is not None and args and args[0].function:
+            return Value(tuple(p + "()" for p in paths), atoms=self.mapped(receiver, args[0].function), node=node)
         result_paths = paths if node.new else tuple(p + "()" for p in paths)
         inputs = [*([receiver] if receiver is not None else []), *(args[1:] if strings.looks_up(call) else args)]
         atoms = join_atoms(inputs)
-        if not atoms and not node.new:
+        harmless = receiver is not None and not receiver.atoms and any(p.endswith("()") for p in receiver.paths)
+        if not atoms and not node.new and not harmless:
             atoms = (Atom("unknown", (paths[0] + "()")[:80], node.start),)
         return Value(result_paths, atoms=atoms, node=node)
 
-    def helper(self, call: Call) -> Node | None:
+    def mapped(self, receiver: Value, function: Node) -> tuple[Atom, ...]:
+        """What a list has after `map`: of what was in it only what the function's result takes from its element."""
+        result = self.results.get(id(function))
+        if result is None:
+            return receiver.atoms
+        kept = [a for a in result.atoms if a.parameter < 0 or a.text not in {p.name for p in function.args}]
+        element = function.args[0].name if function.args else ""
+        uses = not function.args or any(a.parameter >= 0 and a.text == element for a in result.atoms)
+        return join_atoms([Value(atoms=tuple(kept)), receiver] if uses else [Value(atoms=tuple(kept))])
+
+    def helper(self, call: Call, env: Env) -> Node | None:
         """The function of this file that is called, if it is plain which."""
         base = call.node.base
         assert base is not None
         if base.kind == "name":
-            return self.functions.get(base.name)
+            held = env.get(base.name)  # const page = (title) => ...
+            return self.functions.get(base.name) or (held.function if held is not None else None)
+        held = call.receiver.item(base.name) if call.receiver is not None else None
+        if held is not None and held.function is not None:  # const tools = { page(title) { ... } }
+            return held.function
         if (
             base.kind == "member"
             and base.base is not None

@@ -76,6 +76,8 @@ def tested(node: Node) -> set[str]:
             break
         at = stack.pop()
         if at.kind == "binary":
+            if at.name in ("in", "not in") and at.args[0].kind == "string" and str(at.args[0].value).isidentifier():
+                continue  # "name" in request.args: whether it is there
             if at.name in COMPARISONS:
                 if not any(
                     (a.kind == "constant" and a.value is None) or (a.kind == "string" and a.value == "")
@@ -102,8 +104,27 @@ def tested(node: Node) -> set[str]:
     return found
 
 
+_KINDS = {
+    "type",
+    "kind",
+    "action",
+    "event",
+    "method",
+    "status",
+    "code",
+    "op",
+    "protocol",
+    "scheme",
+}  # say nothing of the rest
+
+
 def _mentioned(node: Node, found: set[str]) -> None:
+    holders: set[int] = set()
     for below in node.walk()[:60]:
+        if below.kind == "member" and below.name in _KINDS and below.base is not None:
+            holders.add(id(below.base))
+        if id(below) in holders:
+            continue
         if below.kind == "call" and below.base is not None and below.base.name in FILLS:
             return  # what the call fills or measures isn't tested
         if below.kind == "name":

@@ -242,8 +242,10 @@ def cleans(known: Knowledge, call) -> Sequence[str]:  # type: ignore[no-untyped-
     all but letters and digits, the text of a number."""
     paths, args = call.paths, call.args
     name = call.node.base.name if call.node.base is not None else ""
-    if name == "map" and len(args) > 1:
+    if name == "map" and args:
         paths = args[0].paths
+    elif name == "array_map" and args:
+        paths = (args[0].const,) if isinstance(args[0].const, str) else args[0].paths
     elif name in ("sub", "gsub", "replaceAll", "preg_replace") and args and isinstance(args[0].const, str):
         return ["all"] if _ONLY.fullmatch(args[0].const) else ["log"] if _BREAKS.search(args[0].const) else []
     elif name in ("str_replace", "replace") and args and _breaks(args[0]):
