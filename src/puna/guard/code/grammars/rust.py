@@ -96,6 +96,103 @@ def _struct(low: L.Lowering, syntax: Syntax) -> Node:
     )
 
 
+_NO_VALUE = frozenset(("assign", "loop", "return", "throw", "exit", "function", "class", "import", "catch"))
+
+
+def _valued(body: list[Node]) -> list[Node]:
+    """A body whose last expression is what it gives back, as a return."""
+    if not body or body[-1].kind in _NO_VALUE:
+        return body
+    last = body[-1]
+    if last.kind == "if":
+        last.body, last.orelse = _valued(last.body), _valued(last.orelse)
+        return body
+    if last.kind == "block":
+        last.body = _valued(last.body)
+        return body
+    return [*body[:-1], Node("return", last.start, last.end, last.raw, args=[last])]
+
+
+_FUNCTION = S.function()
+
+
+def _function(low: L.Lowering, syntax: Syntax) -> Node:
+    """A function or closure: the last expression without a semicolon is its result."""
+    made = _FUNCTION(low, syntax)
+    assert made is not None
+    block = syntax.child_by_field_name("body")
+    if block is not None and block.type == "block" and block.named_children:
+        last = block.named_children[-1]
+        if not (last.type == "expression_statement" and last.children[-1].type == ";"):
+            made.body = _valued(made.body)
+    return made
+
+
+_DECLARED = S.declarator("pattern")
+
+
+def _let(low: L.Lowering, syntax: Syntax) -> Node | None:
+    """`let x = y`, `let Some(x) = y else { return }`, `let Order { id, note } = y`."""
+    named = syntax.child_by_field_name("pattern")
+    if named is None or named.type not in ("tuple_struct_pattern", "struct_pattern"):
+        return _DECLARED(low, syntax)
+    bound = low.node(
+        "assign",
+        syntax,
+        base=_bound(low, named),
+        args=low.all([c for c in [syntax.child_by_field_name("value")] if c is not None]),
+        name="=",
+    )
+    refused = syntax.child_by_field_name("alternative")
+    if refused is None:
+        return bound
+    other = low.node("if", refused, args=[low.node("other", refused)], body=low.block(refused))
+    return low.node("block", syntax, body=[bound, other])
+
+
+_BINDS = frozenset(("identifier", "shorthand_field_identifier"))
+
+
+def _bound(low: L.Lowering, syntax: Syntax) -> Node:
+    """The names that a pattern binds, as a collection."""
+    found: list[Node] = []
+    stack = [syntax]
+    while stack and len(found) < 50:
+        at = stack.pop()
+        if at.type in _BINDS:
+            name = low.text(at)
+            if not name[:1].isupper():
+                found.append(low.node("name", at, name=name))
+        elif at.type not in ("scoped_identifier", "scoped_type_identifier", "type_identifier"):
+            stack.extend(reversed(at.named_children))
+    return low.node("collection", syntax, args=found)
+
+
+def _match(low: L.Lowering, syntax: Syntax) -> Node:
+    """Each arm with the names that its pattern binds; an arm for a literal is taken where the value equals it."""
+    value = low.expression(syntax.child_by_field_name("value"), syntax)
+    parts = [low.node("assign", syntax, args=[value], name="=")]
+    body = syntax.child_by_field_name("body")
+    for arm in body.named_children if body is not None else ():
+        if arm.type != "match_arm":
+            continue
+        head, given = arm.child_by_field_name("pattern"), low.lower(arm.child_by_field_name("value"))
+        if given is None or head is None:
+            continue
+        if given.kind == "block" and given.body and given.body[-1].kind not in (*_NO_VALUE, "if", "block"):
+            rest = low.node("block", arm, body=given.body[:-1])
+            given = low.node("other", arm, args=[rest, given.body[-1]])
+        bound = _bound(low, head)
+        literals = [n for n in low.all(head.named_children) if n.kind in ("string", "number")]
+        if bound.args:
+            parts.append(low.node("assign", head, base=bound, args=[value], name="="))
+        if literals:
+            same = low.node("binary", head, name="==", args=[value, literals[0]])
+            given = low.node("conditional", arm, args=[same, given])
+        parts.append(given)
+    return low.node("other", syntax, args=parts)
+
+
 TABLE: dict[str, L.Handler] = {
     "line_comment": L.skip,
     "block_comment": L.skip,
@@ -128,13 +225,13 @@ TABLE: dict[str, L.Handler] = {
     "type_cast_expression": L.cast(),
     "array_expression": L.collection,
     "tuple_expression": L.collection,
-    "closure_expression": S.function(),
-    "function_item": S.function(),
+    "closure_expression": _function,
+    "function_item": _function,
     "impl_item": S.klass("type"),
     "trait_item": S.klass(),
     "mod_item": S.klass(),
     "expression_statement": L.inner(),
-    "let_declaration": S.declarator("pattern"),
+    "let_declaration": _let,
     "const_item": S.declarator(),
     "static_item": S.declarator(),
     "assignment_expression": S.assign(type_field=""),
@@ -146,7 +243,7 @@ TABLE: dict[str, L.Handler] = {
     "for_expression": S.loop("pattern", "value"),
     "while_expression": S.loop(),
     "loop_expression": S.loop(),
-    "match_arm": L.inner("value"),
+    "match_expression": _match,
     "block": L.block,
     "declaration_list": L.block,
     "source_file": L.block,

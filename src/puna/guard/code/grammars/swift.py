@@ -38,6 +38,16 @@ def _call(low: L.Lowering, syntax: Syntax) -> Node:
     return low.node("call", syntax, base=base, args=args, keys=keys)
 
 
+_VALUES = frozenset(("call", "name", "member", "index", "string", "template", "binary", "conditional", "cast", "map"))
+
+
+def _returned(body: list[Node]) -> list[Node]:
+    """A body that is a single expression gives it back."""
+    if len(body) == 1 and body[0].kind in _VALUES:
+        return [Node("return", body[0].start, body[0].end, body[0].raw, args=body)]
+    return body
+
+
 def _function(low: L.Lowering, syntax: Syntax) -> Node:
     params: list[Node] = []
     for child in syntax.named_children:
@@ -51,7 +61,7 @@ def _function(low: L.Lowering, syntax: Syntax) -> Node:
         syntax,
         name=low.text(syntax.child_by_field_name("name")),
         args=params,
-        body=body,
+        body=_returned(body),
         marks=S.marks(low, syntax),
     )
 
@@ -62,7 +72,7 @@ def _lambda(low: L.Lowering, syntax: Syntax) -> Node:
         low.node("parameter", leaf, name=low.text(leaf)) for leaf in (S.leaves(typed) if typed is not None else [])
     ]
     body = [node for child in syntax.named_children if child.type == "statements" for node in low.block(child)]
-    return low.node("function", syntax, args=params, body=body)
+    return low.node("function", syntax, args=params, body=_returned(body))
 
 
 def _property(low: L.Lowering, syntax: Syntax) -> Node:
