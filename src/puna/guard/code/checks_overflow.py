@@ -36,6 +36,15 @@ def allocation_product(function: Node) -> Iterable[Node]:
                     break
 
 
+def _of_32_bits(node: Node, known: Facts) -> bool:
+    return (
+        re.fullmatch(
+            r"(unsigned |signed )?(int|short|char)|u?int(8|16|32)_t|unsigned", known.types.get(node.path(), "")
+        )
+        is not None
+    )
+
+
 def _holds(size: Node, paths: set[str]) -> bool:
     return any(n.kind == "name" and n.name in paths for n in size.walk())
 
@@ -47,6 +56,10 @@ def _unbounded_product(size: Node, known: Facts, at: int, outside: set[str]) -> 
             continue
         if any(called(above) in ("sizeof", "strlen", "min", "MIN", "std::min") for above in known.ancestors(product)):
             continue
+        if all(a.kind == "cast" or _of_32_bits(a, known) for a in product.args) and any(
+            a.kind == "cast" and re.search(r"size_t|64|long long", a.type) for a in product.args
+        ):
+            continue  # two numbers of 32 bits in 64
         for factor in (bare(a) for a in product.args):
             if varies(factor) and factor.kind != "call":
                 names = [n.path() for n in factor.walk() if n.kind in ("name", "member") and n.path()]

@@ -56,7 +56,7 @@ def length_narrowed(function: Node) -> Iterable[Node]:
     """`unsigned short n = strlen(s)`: of a long text's length only the last 8 or 16 bits are kept."""
     known = facts(function)
     for node in known.of("assign"):
-        name = node.base.path() if node.base is not None and node.args else ""
+        name = node.base.path() if node.base is not None and node.args and node.args[0].kind != "cast" else ""
         if not name or not _SHORT.fullmatch(known.types.get(name, "")):
             continue
         value = bare(node.args[0])

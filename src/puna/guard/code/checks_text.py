@@ -68,6 +68,16 @@ def _measured(source: Node, known: Facts) -> bool:
     return False
 
 
+def _written_out(value: Node) -> bool:
+    """Whether the text stands in the source: a literal, one of two, one to be translated."""
+    value = bare(value)
+    if value.kind == "conditional":
+        return all(_written_out(a) for a in value.args[1:])
+    if called(value) in ("_", "gettext", "N_", "T_"):
+        return all(bare(a).kind == "string" for a in value.args)
+    return value.kind == "string" or value.name == "__func__"
+
+
 def _copy_unbounded(node: Node, known: Facts) -> bool:
     """Whether a call of the strcpy family may write more than fits."""
     if (
@@ -86,7 +96,7 @@ def _copy_unbounded(node: Node, known: Facts) -> bool:
         n.path() for n in node.args[0].walk() if n.kind == "name"
     }:
         return False  # within one text
-    if source.kind == "conditional" and all(bare(a).kind == "string" for a in source.args[1:]):
+    if _written_out(source):
         return False
     return not _measured(source, known)
 
@@ -128,7 +138,7 @@ def _print_unbounded(node: Node, known: Facts) -> bool:
     room = _length(declared)
     if most is None:
         values = [bare(v) for v in node.args[2:]]
-        if values and all(v.kind in ("string", "number") or v.name.isupper() or v.name == "__func__" for v in values):
+        if values and all(v.kind == "number" or v.name.isupper() or _written_out(v) for v in values):
             return False
         texts = [v for v in values if v.kind in ("name", "member", "index")]
         return ".*s" not in str(template.value) and not (texts and all(_measured(v, known) for v in texts))
