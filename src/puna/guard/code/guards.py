@@ -1,6 +1,8 @@
 """Which names a condition tests: `x in ALLOWED`, `x == "a"`, `x < n`, `valid(x)`, `re.match(p, x)`; a test for
 emptiness, or whether there is such a file, tests nothing."""
 
+import re
+
 from puna.guard.code.view import Node
 
 COMPARISONS = {
@@ -51,6 +53,21 @@ EMPTINESS = {
     "is_dir",
     "file_exists",
     "existsSync",
+    "Exists",
+    "isFile",
+    "isDirectory",
+    "isBlank",
+    "isNotBlank",
+    "isNotEmpty",
+    "isNullOrEmpty",
+    "isNullOrBlank",
+    "IsNullOrEmpty",
+    "IsNullOrWhiteSpace",
+    "hasText",
+    "hasLength",
+    "isNull",
+    "nonNull",
+    "isPresent",
 }
 
 FILLS = {"read", "recv", "recvfrom", "fread", "scanf", "fscanf", "sscanf", "fgets", "getline", "sizeof"}
@@ -116,13 +133,23 @@ _KINDS = {
     "protocol",
     "scheme",
 }  # say nothing of the rest
+# parts that speak for what they are taken of; any other field (`form.age`) says nothing of the other fields
+_PARTS = re.compile(
+    r"(?i)host|scheme|netloc|origin|domain|authority|path|parent|suffix|^ext|size|^len|count|content|mime|name$|valid|"
+    r"error|^err$|^ok$|^\d"
+)
 
 
 def _mentioned(node: Node, found: set[str]) -> None:
     holders: set[int] = set()
+    calls: set[int] = set()
     for below in node.walk()[:60]:
-        if below.kind == "member" and below.name in _KINDS and below.base is not None:
-            holders.add(id(below.base))
+        if below.kind == "call":
+            calls.add(id(below.base))
+        elif below.kind == "member" and below.base is not None:
+            field = below.base.kind == "name" and id(below) not in calls and not _PARTS.search(below.name)
+            if field or below.name in _KINDS:
+                holders.add(id(below.base))
         if id(below) in holders:
             continue
         if below.kind == "call" and below.base is not None and below.base.name in FILLS:

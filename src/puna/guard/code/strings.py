@@ -4,6 +4,7 @@ import re
 from collections.abc import Sequence
 from functools import lru_cache
 
+from puna.guard.code.guards import tested
 from puna.guard.code.knowledge import Knowledge
 from puna.guard.code.names import purposes
 from puna.guard.code.value import MAX_PATHS, MAX_TEXT, UNKNOWN, Atom, Value, cleaned, compose, constant, join_atoms
@@ -13,7 +14,8 @@ from puna.guard.code.view import Node
 KEEP = frozenset(
     """toString to_string to_s strip trim encode decode lower upper toLowerCase toUpperCase clone as_str
     to_owned c_str str String into as_bytes as_ref unwrap expect copy rstrip lstrip chomp data ToString Trim
-    freeze dup getBytes toByteArray Bytes bytes""".split()  # noqa: SIM905 - a list of words
+    freeze dup getBytes toByteArray Bytes bytes trimIndent trimMargin stripIndent orEmpty lowercase uppercase
+    ToLowerInvariant ToUpperInvariant intern""".split()  # noqa: SIM905 - a list of words
 )
 APPEND = frozenset(
     """append push add concat << insert extend push_str WriteString Append AppendFormat AppendLine Add addAll""".split()  # noqa: SIM905 - a list of words
@@ -21,7 +23,9 @@ APPEND = frozenset(
 # classes that hold a text that grows, and the methods that give the grown one back
 BUILDERS = frozenset({"StringBuilder", "StringBuffer", "stringstream", "ostringstream"})
 LISTS = frozenset({"asList", "of", "listOf", "arrayOf", "mutableListOf"})
+ADDRESSES = frozenset({"URL", "URI", "Uri", "URI.create", "Uri.parse", "URL()", "URI()"})  # of the text given
 SAME = frozenset({"GetBytes", "from"})  # Encoding.UTF8.GetBytes(text), String::from(text)
+_LISTS = ("List", "Arrays", "Set", "Map", "ImmutableList", "ImmutableSet", "ImmutableMap")
 ADDS = frozenset({"append", "Append", "AppendLine", "concat"})
 # functions that give a text in the reader's language
 TRANSLATED = frozenset(
@@ -173,22 +177,25 @@ def composed(known: Knowledge, call) -> Value | None:  # type: ignore[no-untyped
             tuple(call.paths), text=args[0].text if args else "", built=bool(args) and args[0].built,
             atoms=join_atoms(args), node=node,
         )  # fmt: skip
-    if name in LISTS and (receiver is None or call.paths[0].split(".")[0] in ("List", "Arrays", "Set")):
+    if name in LISTS and (receiver is None or call.paths[0].split(".")[0] in _LISTS):
         return Value(tuple(p + "()" for p in call.paths), atoms=join_atoms(args), items=args, node=node)
     if name in SAME and len(args) == 1 and is_text(args[0]) and receiver is not None:
         return args[0]
+    if len(args) == 1 and is_text(args[0]) and any(path in ADDRESSES for path in call.paths):
+        paths = tuple(call.paths if node.new else (p + "()" for p in call.paths))
+        return Value(paths, text=args[0].text, built=args[0].built, atoms=args[0].atoms, node=node)
     if name in TRANSLATED and args and is_text(args[0]):
         return args[0]
     if receiver is None or node.base is None or node.base.kind != "member":
         return None
+    if name == "formatted" or (name == "format" and is_text(receiver) and "{" not in (receiver.text or "")):
+        return percent(receiver, args, Value(atoms=join_atoms(args)), node) if is_text(receiver) else None
     if name == "format" and is_text(receiver):
         return braces(receiver, args, call.keys, node)
+    if name in ("join", "Join") and len(args) == 2 and is_text(args[0]) and call.paths[0][:6].lower() == "string":
+        return _joined(args[0], args[1], node)  # String.join(", ", columns)
     if name in ("join", "Join") and is_text(receiver) and args:
-        parts = args[0].items if args[0].items is not None else [args[0]]
-        joined: list[Value] = []
-        for part in parts:
-            joined += [part, receiver]
-        return compose(joined[:-1], node) if joined else constant("", node)
+        return _joined(receiver, args[0], node)
     if name in ADDS and args and is_text(receiver):
         made = compose([receiver, *args], node)
         return Value(receiver.paths, text=made.text, built=made.built, atoms=made.atoms, node=node)
@@ -202,6 +209,14 @@ def composed(known: Knowledge, call) -> Value | None:  # type: ignore[no-untyped
             node=node,
         )
     return None
+
+
+def _joined(between: Value, whole: Value, node: Node) -> Value:
+    """The parts of a list with a text between them; of a list that texts were added to, these."""
+    joined: list[Value] = []
+    for part in whole.items if whole.items is not None else [whole]:
+        joined += [part, between]
+    return compose(joined[:-1], node) if joined else constant("", node)
 
 
 _GETTERS = frozenset({"get", "fetch", "getOrDefault", "TryGetValue", "at"})
@@ -244,6 +259,8 @@ def cleans(known: Knowledge, call) -> Sequence[str]:  # type: ignore[no-untyped-
     name = call.node.base.name if call.node.base is not None else ""
     if name == "map" and args:
         paths = args[0].paths
+    elif name in ("takeIf", "filter") and len(args) == 1 and args[0].function is not None and _asks(args[0].function):
+        return ["checked"]
     elif name == "array_map" and args:
         paths = (args[0].const,) if isinstance(args[0].const, str) else args[0].paths
     elif name in ("sub", "gsub", "replaceAll", "preg_replace") and args and isinstance(args[0].const, str):
@@ -253,6 +270,12 @@ def cleans(known: Knowledge, call) -> Sequence[str]:  # type: ignore[no-untyped-
     elif name in ("str", "unicode") and len(args) == 1 and call.receiver is None and not args[0].atoms:
         return ["all"]
     return known.about(paths).purposes or (purposes(name) if args and not call.node.new else ())
+
+
+def _asks(function: Node) -> bool:
+    """Whether a condition that is written as a function asks for more than emptiness of what it is given."""
+    given = {p.name for p in function.args}
+    return any(given & tested(test) for statement in function.body for test in (statement, *statement.args))
 
 
 def write(known: Knowledge, call, env: dict[str, Value]) -> None:  # type: ignore[no-untyped-def]
@@ -307,7 +330,8 @@ def write(known: Knowledge, call, env: dict[str, Value]) -> None:  # type: ignor
                     node,
                 )
             else:
-                value = compose([args[i] for i in writer.of if i < len(args)], node)
+                given = [args[i] if i >= 0 else call.receiver or Value() for i in writer.of if i < len(args)]
+                value = compose(given, node)
             env[path] = Value(before.paths, value.const, value.text, value.built, value.atoms, node=node)
 
 

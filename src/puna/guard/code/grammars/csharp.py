@@ -4,6 +4,7 @@ from tree_sitter import Node as Syntax
 
 from puna.guard.code import lower as L
 from puna.guard.code import lower_statements as S
+from puna.guard.code import lower_values as V
 from puna.guard.code.view import Node
 
 
@@ -32,9 +33,34 @@ def _conditional_access(low: L.Lowering, syntax: Syntax) -> Node:
     last = syntax.named_children[-1]
     inside = last.child_by_field_name("name")
     if last.type == "member_binding_expression":
-        return low.node("member", syntax, base=base, name=low.text(inside))
+        return low.node("member", syntax, base=base, name=low.text(inside).partition("<")[0])
     return low.node("other", syntax, args=[base, *low.all([last])])
 
+
+def _member(low: L.Lowering, syntax: Syntax) -> Node:
+    """`db.Query<Row>`: the member's name is `Query`."""
+    node = _plain_member(low, syntax)
+    assert node is not None
+    node.name = node.name.partition("<")[0]
+    return node
+
+
+_plain_member = L.member("expression", "name")
+
+
+def _implicit_new(low: L.Lowering, syntax: Syntax) -> Node:
+    """`Options o = new() { A = 1 }`: the class is the one declared."""
+    above = syntax.parent
+    while above is not None and above.type in ("variable_declarator", "equals_value_clause"):
+        above = above.parent
+    typed = above.child_by_field_name("type") if above is not None else None
+    node = _plain_new(low, syntax)
+    assert node is not None
+    node.base = L.dotted(low, typed) if typed is not None else low.node("other", syntax)
+    return node
+
+
+_plain_new = L.new("type")
 
 TABLE: dict[str, L.Handler] = {
     "comment": L.skip,
@@ -53,13 +79,16 @@ TABLE: dict[str, L.Handler] = {
     "interpolated_string_expression": L.string(("interpolation",)),
     "boolean_literal": lambda low, syntax: low.node("constant", syntax, value=low.text(syntax) == "true"),
     "null_literal": L.constant(None),
-    "member_access_expression": L.member("expression", "name"),
+    "member_access_expression": _member,
     "conditional_access_expression": _conditional_access,
     "element_access_expression": L.index("expression", "subscript"),
     "bracketed_argument_list": L.inner(),
     "argument": L.inner(last=True),
     "invocation_expression": L.call("function"),
-    "object_creation_expression": L.new("type"),
+    "object_creation_expression": _plain_new,
+    "implicit_object_creation_expression": _implicit_new,
+    "array_creation_expression": V.array,
+    "implicit_array_creation_expression": V.array,
     "initializer_expression": _initial,
     "binary_expression": L.binary(),
     "is_expression": L.generic_binary,
@@ -89,6 +118,7 @@ TABLE: dict[str, L.Handler] = {
     "foreach_statement": S.loop("left", "right"),
     "while_statement": S.loop(),
     "do_statement": S.loop(),
+    "switch_expression": V.chosen,
     "catch_clause": S.catch(),
     "block": L.block,
     "declaration_list": L.block,

@@ -4,6 +4,7 @@ from tree_sitter import Node as Syntax
 
 from puna.guard.code import lower as L
 from puna.guard.code import lower_statements as S
+from puna.guard.code import lower_values as V
 from puna.guard.code.view import Node
 
 
@@ -39,7 +40,7 @@ TABLE: dict[str, L.Handler] = {
     "update_expression": L.unary(),
     "ternary_expression": L.conditional(("condition", "consequence", "alternative")),
     "array_initializer": L.collection,
-    "array_creation_expression": L.inner("value"),
+    "array_creation_expression": V.array,
     "cast_expression": L.cast(),
     "parenthesized_expression": L.inner(),
     "lambda_expression": S.function(),
@@ -59,6 +60,7 @@ TABLE: dict[str, L.Handler] = {
     "enhanced_for_statement": S.loop("name", "value"),
     "while_statement": S.loop(),
     "do_statement": S.loop(),
+    "switch_expression": V.chosen,
     "catch_clause": S.catch(),
     "block": L.block,
     "constructor_body": L.block,

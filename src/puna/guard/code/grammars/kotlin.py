@@ -6,6 +6,7 @@ from tree_sitter import Node as Syntax
 
 from puna.guard.code import lower as L
 from puna.guard.code import lower_statements as S
+from puna.guard.code import lower_values as V
 from puna.guard.code.view import Node
 
 
@@ -20,13 +21,16 @@ def _string(low: L.Lowering, syntax: Syntax) -> Node:
     node = _plain_string(low, syntax)
     assert node is not None
     pieces = [node] if node.kind == "string" else node.args
+    escaped = _ESCAPED.findall(low.text(syntax))
     parts: list[Node] = []
     for piece in pieces:
         if piece.kind != "string":
             parts.append(piece)
             continue
         for i, text in enumerate(re.split(r"\$([A-Za-z_]\w*)", str(piece.value))):
-            if i % 2:
+            if i % 2 and text in escaped:
+                parts.append(low.node("string", syntax, value="$" + text))
+            elif i % 2:
                 parts.append(low.node("name", syntax, name=text))
             elif text:
                 parts.append(low.node("string", syntax, value=text))
@@ -36,6 +40,7 @@ def _string(low: L.Lowering, syntax: Syntax) -> Node:
 
 
 _plain_string = L.string(("interpolation",))
+_ESCAPED = re.compile(r"\\\$([A-Za-z_]\w*)")
 
 
 def _navigation(low: L.Lowering, syntax: Syntax) -> Node:
@@ -159,6 +164,12 @@ def _class(low: L.Lowering, syntax: Syntax) -> Node:
     return low.node("class", syntax, name=low.text(named), args=bases, body=body, marks=S.marks(low, syntax))
 
 
+def _companion(low: L.Lowering, syntax: Syntax) -> Node:
+    """Its members are used as if they were the class's own."""
+    held = next((c for c in syntax.named_children if c.type == "class_body"), None)
+    return low.node("block", syntax, body=low.block(held))
+
+
 def _if(low: L.Lowering, syntax: Syntax) -> Node:
     test = syntax.child_by_field_name("condition")
     rest = [c for c in syntax.named_children if c != test and "comment" not in c.type]
@@ -226,11 +237,12 @@ TABLE: dict[str, L.Handler] = {
     "function_declaration": _function,
     "class_declaration": _class,
     "object_declaration": _class,
-    "companion_object": _class,
+    "companion_object": _companion,
     "property_declaration": _property,
     "assignment": S.assign(type_field=""),
     "import": _imports,
     "if_expression": _if,
+    "when_expression": V.chosen,
     "for_statement": _for,
     "while_statement": _while,
     "do_while_statement": _while,
