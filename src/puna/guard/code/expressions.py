@@ -7,7 +7,7 @@ from puna.guard.code.budget import Budget
 from puna.guard.code.guards import keyed, tested
 from puna.guard.code.knowledge import Knowledge
 from puna.guard.code.scope import Env, Listener, Scope
-from puna.guard.code.value import MAX_PATHS, UNKNOWN, Atom, Value, cleaned, compose, constant, either, join_atoms
+from puna.guard.code.value import GIVEN, MAX_PATHS, UNKNOWN, Atom, Value, cleaned, compose, constant, either, join_atoms
 from puna.guard.code.view import Node
 
 SELF = ("self", "this", "cls", "$this")
@@ -258,6 +258,14 @@ class Expressions(ABC):
                     known = self.sourced(Value(paths=(base + "[]",), atoms=known.atoms, node=node))
                 if known.atoms:
                     env[path] = known
+            if (
+                own is not None
+                and first != path
+                and path not in env
+                and not path.endswith((")", "]"))
+                and any(a.label in GIVEN for a in own.atoms)
+            ):  # one field of what was sent: the others aren't tested
+                env[path] = Value(tuple(p + path[len(first) :] for p in own.paths), atoms=own.atoms, node=node)
 
     def sourced(self, value: Value) -> Value:
         """Labelled as a source of input, where one of its paths is one."""

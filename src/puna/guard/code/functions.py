@@ -1,6 +1,8 @@
 """Functions and calls in the data flow: a call of a function of the same file takes the function's result, and input
 that goes into such a function is followed into it."""
 
+import re
+
 from puna.guard.code import strings
 from puna.guard.code.budget import Budget
 from puna.guard.code.expressions import SELF, Expressions
@@ -9,6 +11,8 @@ from puna.guard.code.pattern import Patterns
 from puna.guard.code.scope import Call, Env, Listener, Scope
 from puna.guard.code.value import MAX_PATHS, Atom, Value, cleaned, either, join_atoms
 from puna.guard.code.view import Node
+
+_HUMPED = re.compile(r"[a-z]_?[A-Z]|[a-z]_[a-z]")  # a name of several words: what a file calls so, it has defined so
 
 
 class Functions(Expressions):
@@ -189,24 +193,23 @@ class Functions(Expressions):
         held = call.receiver.item(base.name) if call.receiver is not None else None
         if held is not None and held.function is not None:  # const tools = { page(title) { ... } }
             return held.function
-        if (
-            base.kind == "member"
-            and base.base is not None
-            and base.base.kind == "name"
-            and (base.base.name in SELF or base.base.name[:1].isupper() or self.made_here(call.receiver))
-        ):
-            return self.functions.get(base.name)
+        if base.kind == "member" and base.base is not None:
+            holder = base.base
+            if holder.kind == "name" and (holder.name in SELF or holder.name[:1].isupper() or _receives(call, holder)):
+                return self.functions.get(base.name)
+            if self.made_here(call.receiver) or _HUMPED.search(base.name):
+                return self.functions.get(base.name)
         return None
 
     def made_here(self, value: Value | None) -> bool:
         """Whether a value is an instance of a class of this file."""
-        return value is not None and any(path.removesuffix("()") in self.classes for path in value.paths)
+        return value is not None and any(path.split("(", 1)[0].split(".", 1)[0] in self.classes for path in value.paths)
 
     def helped(self, function: Node, call: Call, env: Env, scope: Scope) -> Value:
         result = self.result(function, env, scope)
         params = (
             function.args[1:]
-            if function.args and function.args[0].name in SELF and call.receiver is not None
+            if function.args and _is_self(function.args[0]) and call.receiver is not None
             else function.args
         )
         values: dict[str, Value] = {}
@@ -244,6 +247,21 @@ class Functions(Expressions):
             result.function,
             call.node,
         )
+
+
+def _is_self(parameter: Node) -> bool:
+    return parameter.name in SELF or parameter.value == "receiver"
+
+
+def _receives(call: Call, holder: Node) -> bool:
+    """Whether `holder` is the object whose method the call stands in, where it has a name of its own (Go)."""
+    function = call.scope.function
+    return (
+        function is not None
+        and bool(function.args)
+        and function.args[0].value == "receiver"
+        and function.args[0].name == holder.name
+    )
 
 
 def _marked(node: Node, patterns: Patterns) -> bool:

@@ -20,7 +20,7 @@ SECTIONS = {
 @dataclass(frozen=True)
 class Write:
     """A function that writes into one of its arguments: argument `to` receives the composed `format` and what follows
-    it, the arguments `of`, or something labelled `label`."""
+    it, the arguments `of` (-1: the receiver), or something labelled `label`."""
 
     patterns: Patterns
     to: int

@@ -20,6 +20,8 @@ def function(name: str = "name", params: str = "parameters", body: str = "body")
             or syntax.child_by_field_name("returns"),
         )
         receiver = parameters(low, syntax.child_by_field_name("receiver"))
+        for own in receiver:
+            own.value = "receiver"
         below = low.block(syntax.child_by_field_name(body))
         given = syntax.child_by_field_name(params) or syntax.child_by_field_name("parameter")
         return low.node(

@@ -39,7 +39,7 @@ _NUMERIC = re.compile(
     r"Boolean|Bool|[iu](8|16|32|64|128|size)|u?int(8|16|32|64)(_t)?|size_t|ssize_t|Int32|Int64|decimal|Guid|UUID|byte|char)$"
 )
 _PERCENT = re.compile(
-    r"%(?:\((\w+)\))?[-+ #0]*(?:\*|\d+)?(?:\.(?:\*|\d+))?(?:hh|h|ll|l|z|j|t|L|I64)?([diouxXeEfFgGcrsapvqTtbU%@])"
+    r"%(?:\((\w+)\))?[-+ #0]*+(?:\*|\d++)?(?:\.(?:\*|\d++))?(?:hh|h|ll|l|z|j|t|L|I64)?([diouxXeEfFgGcrsapvqTtbU%@])"
 )
 _BRACES = re.compile(r"\{(\w*(?:[.\[][^{}!:]*)?)(?:![rsa])?(?::([^{}]*))?\}")
 
@@ -314,7 +314,9 @@ def write(known: Knowledge, call, env: dict[str, Value]) -> None:  # type: ignor
     for writer in known.about(call.paths).writers:
         if writer.to < len(args):
             target = node.args[writer.to]
-            while target.kind in ("unary", "cast", "index") and (target.args or target.base):
+            adds = False  # `strcpy(text + n, more)` leaves what stands before
+            while target.kind in ("unary", "cast", "index", "binary") and (target.args or target.base):
+                adds = adds or (target.kind == "binary" and target.name == "+")
                 target = target.base if target.kind == "index" and target.base is not None else target.args[0]
             path = target.path()
             if not path:
@@ -332,6 +334,8 @@ def write(known: Knowledge, call, env: dict[str, Value]) -> None:  # type: ignor
             else:
                 given = [args[i] if i >= 0 else call.receiver or Value() for i in writer.of if i < len(args)]
                 value = compose(given, node)
+            if adds and path in env:
+                value = compose([before, value], node)
             env[path] = Value(before.paths, value.const, value.text, value.built, value.atoms, node=node)
 
 

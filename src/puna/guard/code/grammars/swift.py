@@ -43,7 +43,9 @@ _VALUES = frozenset(("call", "name", "member", "index", "string", "template", "b
 
 def _returned(body: list[Node]) -> list[Node]:
     """A body that is a single expression gives it back."""
-    if len(body) == 1 and body[0].kind in _VALUES:
+    if len(body) == 1 and body[0].kind == "block":
+        body[0].body = _returned(body[0].body)
+    elif len(body) == 1 and body[0].kind in _VALUES:
         return [Node("return", body[0].start, body[0].end, body[0].raw, args=body)]
     return body
 
