@@ -13,6 +13,10 @@ from puna.guard.code.value import MAX_PATHS, Atom, Value, cleaned, either, join_
 from puna.guard.code.view import Node
 
 _HUMPED = re.compile(r"[a-z]_?[A-Z]|[a-z]_[a-z]")  # a name of several words: what a file calls so, it has defined so
+_SERVICE = re.compile(  # types of parameters that the framework fills in, not the request (ASP.NET)
+    r"^I(?!Form|Enumerable|List|Dictionary|Collection|ReadOnly)[A-Z]|(Context|Db|Client|Service|Repository|Manager|"
+    r"Store|Factory|Token|Principal|Mapper|Logger)(<|$)"
+)
 
 
 class Functions(Expressions):
@@ -55,7 +59,9 @@ class Functions(Expressions):
             env["self.path"] = Value(("self.path",), atoms=(Atom("input", "self.path", function.start),), node=function)
         handler = self.handles(function, outer.klass)
         for i, parameter in enumerate(function.args):
-            given_input = handler or _marked(parameter, self.known.input_marks)
+            given_input = (handler and not _SERVICE.search(parameter.type)) or _marked(
+                parameter, self.known.input_marks
+            )
             if parameter.type and self.known.input_types.match([strings.type_name(parameter.type), parameter.type]):
                 given_input = True
             label = "input" if given_input else "parameter"
@@ -235,6 +241,8 @@ class Functions(Expressions):
                 )
             else:
                 atoms.append(Value(atoms=(atom,)))
+        if call.receiver is not None and not result.known():  # what its fields hold came with the object
+            atoms.append(call.receiver)
         path = tuple(p + "()" for p in call.paths)
         return Value(
             path + result.paths[:1],
