@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterator
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 from puna.guard.code.view import Node
 
@@ -15,50 +15,116 @@ _ASSERTS = re.compile(
 
 
 _NO_NODES: list[Node] = []
+_TESTING = frozenset({"if", "conditional", "loop", "binary", "unary", "call"})
 
 
 class Facts:
-    """One function, looked at once: nodes in source order with their parents, blocks, and what conditions test."""
+    """One function, looked at once: nodes in source order; and, when first asked for, their parents, places,
+    declarations, and what conditions test."""
 
     def __init__(self, function: Node) -> None:
+        self.function = function
         self.nodes: list[Node] = []
-        self.parent: dict[int, Node] = {}
-        self.place: dict[int, int] = {}
-        self.parent.update((id(n), function) for n in function.body)
-        stack = list(reversed(function.body))
+        self.kinds: dict[str, list[Node]] = {}
+        nodes, kinds = self.nodes, self.kinds
+        whole = function.raw != "module"  # of a module only what stands outside its functions and classes
+        stack = function.body[::-1]
         while stack:
             node = stack.pop()
-            self.place[id(node)] = len(self.nodes)
-            self.nodes.append(node)
-            below = [*node.args, *([node.base] if node.base is not None else []), *node.body, *node.orelse]
-            if function.raw == "module":
-                below = [n for n in below if n.kind not in ("function", "class")]
-            for child in below:
-                self.parent[id(child)] = node
-            stack.extend(reversed(below))
-        self.kinds: dict[str, list[Node]] = {}
+            kind = node.kind
+            if not whole and (kind == "function" or kind == "class"):
+                continue
+            nodes.append(node)
+            same = kinds.get(kind)
+            if same is None:
+                kinds[kind] = [node]
+            else:
+                same.append(node)
+            if node.orelse:
+                stack += node.orelse[::-1]
+            if node.body:
+                stack += node.body[::-1]
+            if node.base is not None:
+                stack.append(node.base)
+            if node.args:
+                stack += node.args[::-1]
+
+    @cached_property
+    def parent(self) -> dict[int, Node]:
+        """What each node is directly in, by the node's id."""
+        found = {id(node): self.function for node in self.function.body}
         for node in self.nodes:
-            self.kinds.setdefault(node.kind, []).append(node)
-        self.arrays: dict[str, Node] = {}
-        self.static: set[str] = set()
-        self.types: dict[str, str] = {a.name: a.type for a in function.args}
-        self.parameters = {a.name for a in function.args if a.name}
-        for node in self.of("assign"):
-            if node.base is not None and node.type and node.base.kind == "name":
-                self.types.setdefault(node.base.name, node.type)
-                if node.marks:
-                    self.static.add(node.base.name)
-                if node.type.endswith("[]") and isinstance(node.value, Node):
-                    self.arrays[node.base.name] = node.value
-        self.tests = [test for node in self.nodes for test in _tests(node) if id(test) in self.place]
-        self.testing = {id(test) for test in self.tests}
-        self.tested: dict[str, list[int]] = {}
+            if node.args:
+                for child in node.args:
+                    found[id(child)] = node
+            if node.base is not None:
+                found[id(node.base)] = node
+            if node.body:
+                for child in node.body:
+                    found[id(child)] = node
+            if node.orelse:
+                for child in node.orelse:
+                    found[id(child)] = node
+        return found
+
+    @cached_property
+    def place(self) -> dict[int, int]:
+        """Where each node stands in `nodes`, by its id."""
+        return {id(node): at for at, node in enumerate(self.nodes)}
+
+    @cached_property
+    def parameters(self) -> set[str]:
+        return {a.name for a in self.function.args if a.name}
+
+    @cached_property
+    def types(self) -> dict[str, str]:
+        """The declared types of parameters and variables, by name."""
+        found = {a.name: a.type for a in self.function.args}
+        for node in self._declared:
+            assert node.base is not None
+            found.setdefault(node.base.name, node.type)
+        return found
+
+    @cached_property
+    def static(self) -> set[str]:
+        return {node.base.name for node in self._declared if node.marks and node.base is not None}
+
+    @cached_property
+    def arrays(self) -> dict[str, Node]:
+        """The sizes of the arrays that are declared here, by name."""
+        return {
+            node.base.name: node.value
+            for node in self._declared
+            if node.base is not None and node.type.endswith("[]") and isinstance(node.value, Node)
+        }
+
+    @cached_property
+    def _declared(self) -> list[Node]:
+        return [n for n in self.of("assign") if n.type and n.base is not None and n.base.kind == "name"]
+
+    @cached_property
+    def tests(self) -> list[Node]:
+        """The conditions, and what is compared or asserted, in order."""
+        if not self.kinds.keys() & _TESTING:
+            return []
+        found = [test for node in self.nodes if node.kind in _TESTING for test in _tests(node)]
+        return [test for test in found if id(test) in self.place]
+
+    @cached_property
+    def testing(self) -> set[int]:
+        return {id(test) for test in self.tests}
+
+    @cached_property
+    def tested(self) -> dict[str, list[int]]:
+        """Where each path is tested, by the place of the condition."""
+        found: dict[str, list[int]] = {}
         for test in self.tests:
             at = self.place[id(test)]
             for node in test.walk():
                 path = node.path() if node.kind in ("name", "member", "index") else ""
                 if path:
-                    self.tested.setdefault(path, []).append(at)
+                    found.setdefault(path, []).append(at)
+        return found
 
     def of(self, kind: str) -> list[Node]:
         """The nodes of one kind, in order."""

@@ -9,6 +9,8 @@ _ESCAPE = re.compile(r"\\(x[0-9a-fA-F]{2}|u[0-9a-fA-F]{4}|u\{[0-9a-fA-F]{1,6}\}|
 
 def unescape(text: str) -> str:
     """The usual backslash escapes, resolved; an unknown one keeps its letter."""
+    if "\\" not in text:
+        return text
 
     def one(match: re.Match[str]) -> str:
         code = match[1]
@@ -17,7 +19,7 @@ def unescape(text: str) -> str:
             return chr(point) if point < 0x110000 else ""
         return _ESCAPES.get(code, code)
 
-    return _ESCAPE.sub(one, text) if "\\" in text else text
+    return _ESCAPE.sub(one, text)
 
 
 def number_value(text: str) -> int | float | None:

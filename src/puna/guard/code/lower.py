@@ -44,14 +44,18 @@ def inner(field: str | None = None, last: bool = False) -> Handler:
 
 
 def name(low: Lowering, syntax: Syntax) -> Node:
-    return low.node("name", syntax, name=low.text(syntax).lstrip("$@&"))
+    """A name without its sigil."""
+    made = low.named(syntax)
+    made.name = made.name.lstrip("$@&")
+    return made
 
 
 def dotted(low: Lowering, syntax: Syntax) -> Node:
     """A qualified name in one token: `a.b`, `a::b`, `a\\b`."""
-    text = low.text(syntax)
+    made = low.named(syntax)
+    text = made.name
     if text.isidentifier():
-        return low.node("name", syntax, name=text)
+        return made
     parts = [part for part in re.split(r"::|\\|\.|->", re.sub(r"<[^<>]*>", "", text)) if part.strip()]
     node = low.node("name", syntax, name=(parts[0] if parts else "").strip().lstrip("$@"))
     for part in parts[1:MAX_DEPTH]:
@@ -67,6 +71,7 @@ def number(low: Lowering, syntax: Syntax) -> Node:
     return low.node("number", syntax, value=number_value(low.text(syntax)))
 
 
+_DELIMITERS = frozenset({"string_start", "string_end", "interpolation_start", "heredoc_start", "heredoc_end"})
 _PREFIX = re.compile(r"^[@$rRbBuUL#]+(?=[\"'`])")  # of a literal: r"...", b'...', @"...", r#"..."#
 
 
@@ -78,6 +83,10 @@ def string(holes: tuple[str, ...] = (), raw: bool = False, whole: bool = False) 
         if whole or syntax.child_count == 0:
             text = _PREFIX.sub("", low.text(syntax)).rstrip("#")
             return low.node("string", syntax, value=strip_quotes(text) if raw else unescape(strip_quotes(text)))
+        if syntax.named_child_count == 1:  # mostly: quotes around plain text
+            only = syntax.named_child(0)
+            if only is not None and only.type not in holes and only.type not in _DELIMITERS:
+                return low.node("string", syntax, value=low.text(only) if raw else unescape(low.text(only)))
         parts: list[Node] = []
         text = ""
         for child in syntax.children:
@@ -89,13 +98,7 @@ def string(holes: tuple[str, ...] = (), raw: bool = False, whole: bool = False) 
                 target = child.child_by_field_name("expression") or (found[0] if found else None)
                 direct = child.type.startswith(("variable_name", "member_access", "subscript", "simple_expansion"))
                 parts.append(low.expression(child if direct else target, child))
-            elif child.is_named and child.type not in (
-                "string_start",
-                "string_end",
-                "interpolation_start",
-                "heredoc_start",
-                "heredoc_end",
-            ):
+            elif child.is_named and child.type not in _DELIMITERS:
                 text += low.text(child) if raw else unescape(low.text(child))
         if not parts:
             return low.node("string", syntax, value=text)
@@ -157,7 +160,9 @@ def arguments(low: Lowering, syntax: Syntax | None) -> tuple[list[Node], list[st
         key: str | None = None
         value: Syntax | None = child
         fields = ARGUMENT_TYPES.get(child.type)
-        if fields is not None:
+        if fields is not None and child.named_child_count == 1:  # a value alone
+            value = child.named_child(0)
+        elif fields is not None:
             named = child.child_by_field_name(fields[0])
             below = child.named_children
             value = child.child_by_field_name(fields[1]) if fields[1] else None

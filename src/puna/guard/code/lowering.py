@@ -11,7 +11,14 @@ from puna.guard.code.view import Node
 
 MAX_DEPTH = 110  # levels of nesting that are looked into; below it a node is a leaf (keeps recursion bounded)
 MAX_NAME = 200  # characters of a name or a type that are looked at
-_MARK = re.compile(rb"@\w|(?:^|[#({,;}\]])\s{0,200}\[", re.MULTILINE)
+LOOK = 500  # nodes after which the budget is asked again
+_MARKS = {  # how a grammar's annotations begin; in all others by an @
+    "csharp": re.compile(rb"(?:^|[#({,;}\]])\s{0,200}\[", re.MULTILINE),
+    "php": re.compile(rb"#\["),
+    "php_only": re.compile(rb"#\["),
+    "rust": re.compile(rb"#!?\["),
+}
+_MARK = re.compile(rb"@\w")
 Handler = Callable[["Lowering", Syntax], "Node | None"]
 
 
@@ -25,9 +32,14 @@ class Lowering:
         self.shift = shift
         self.budget = budget or Budget(1.0)
         self.functions: list[Node] = []
-        self.marked = _MARK.search(source) is not None  # whether there may be annotations
+        self.marked = True  # whether there may be annotations
         self.steps = 0
         self.depth = 0
+        self.most = MAX_DEPTH  # nothing below this depth is looked into: all of it once the budget is spent
+
+    def look_for_marks(self, name: str) -> None:
+        """Whether the source has annotations as the grammar writes them."""
+        self.marked = _MARKS.get(name, _MARK).search(self.source) is not None
 
     def read(self, source: bytes) -> None:
         """Take this as the text that the tree was made of."""
@@ -62,24 +74,38 @@ class Lowering:
         made = Node(kind, start, end, syntax.type, name, base, args, keys, body, orelse, marks, type, value, new)
         if kind == "function":
             self.functions.append(made)
+        self.steps += 1
+        if self.steps >= LOOK:
+            self.steps = 0
+            if self.budget.check():
+                self.most = 0
         return made
+
+    def named(self, syntax: Syntax) -> Node:
+        """A name as it is written: the commonest node, made without detours."""
+        start, end = syntax.start_byte, syntax.end_byte
+        plain = self.plain
+        text = plain[start:end] if plain is not None else self.source[start:end].decode("utf-8", "replace")
+        if end - start > MAX_NAME:
+            text = text[:MAX_NAME]
+        return Node("name", start + self.shift, end + self.shift, syntax.type, text)
 
     def lower(self, syntax: Syntax | None) -> Node | None:
         """One node, or None for what has no meaning (comments, absent fields)."""
         if syntax is None:
             return None
-        handler = self.table.get(syntax.type, other)
-        self.steps += 1
-        if not self.steps % 500:
-            self.budget.check()
-        if self.depth >= MAX_DEPTH or self.budget.spent:
-            if self.depth >= MAX_DEPTH and self.budget.deep is None and syntax.named_child_count:
-                self.budget.deep = syntax.start_byte + self.shift
-            return self.node("other", syntax)
+        if self.depth >= self.most:
+            return self.cut(syntax)
         self.depth += 1
-        made = handler(self, syntax)
+        made = self.table.get(syntax.type, other)(self, syntax)
         self.depth -= 1
         return made
+
+    def cut(self, syntax: Syntax) -> Node:
+        """A leaf in place of what is nested too deeply, or comes too late."""
+        if self.depth >= MAX_DEPTH and self.budget.deep is None and syntax.named_child_count:
+            self.budget.deep = syntax.start_byte + self.shift
+        return self.node("other", syntax)
 
     def expression(self, syntax: Syntax | None, beside: Syntax) -> Node:
         """As `lower`, but an empty `other` node in place of None."""

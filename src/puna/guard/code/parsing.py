@@ -116,6 +116,7 @@ class Reader(Lowering):
     def __init__(self, name: str, source: bytes, budget: Budget) -> None:
         super().__init__(_with_errors(LANGUAGES[name].table), source, budget=budget)
         self.name = name
+        self.look_for_marks(name)
         self.again = 0
         self.inside = False  # whether a line is being read by itself
 

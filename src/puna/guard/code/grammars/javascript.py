@@ -24,11 +24,6 @@ def _imports(low: L.Lowering, syntax: Syntax) -> Node | None:
     return low.node("import", syntax, value=found)
 
 
-def _identifier(low: L.Lowering, syntax: Syntax) -> Node:
-    """A name with its dollar signs: they are letters here (`$` is jQuery)."""
-    return low.node("name", syntax, name=low.text(syntax))
-
-
 def _jsx_attribute(low: L.Lowering, syntax: Syntax) -> Node:
     """`href={x}` as a map with one key, so that rules for keys see it."""
     below = syntax.named_children
@@ -48,7 +43,7 @@ _mapping = L.mapping(("pair",))
 
 TABLE: dict[str, L.Handler] = {
     "comment": L.skip,
-    "identifier": _identifier,
+    "identifier": L.Lowering.named,  # with its dollar signs: they are letters here (`$` is jQuery)
     "property_identifier": L.name,
     "shorthand_property_identifier": L.name,
     "this": L.name,
