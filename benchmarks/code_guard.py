@@ -14,6 +14,7 @@ import rows
 from hostile_code import giants, hostile
 
 from puna import guard
+from puna.evaluate.samples import read_samples
 from puna.guard.code.rule import all_rules
 from puna.guard.code.scan import SECONDS, scan
 
@@ -54,6 +55,21 @@ def faulty(count: int = 10) -> Iterator[tuple[str, str]]:
             text = ""
             while text.count("\n") < LINES:
                 text += "".join(pick.choice(good[language]) + "\n" for _ in range(9)) + pick.choice(codes) + "\n"
+            yield "\n".join(text.split("\n")[:LINES]), language
+
+
+def in_use(data: Path, count: int = 10) -> Iterator[tuple[str, str]]:
+    """300 lines of code that is in use and insecure (CyberSecEval's pieces, one after the other), of each language."""
+    pick = random.Random(0)
+    codes = collections.defaultdict(list)
+    for sample in read_samples(data):
+        if sample.label == "insecure":
+            codes[sample.language].append(sample.code.rstrip("\n") + "\n")
+    for language, pieces in sorted(codes.items()):
+        for _ in range(count):
+            text = ""
+            while text.count("\n") < LINES:
+                text += pick.choice(pieces)
             yield "\n".join(text.split("\n")[:LINES]), language
 
 
@@ -100,15 +116,22 @@ def attack(sources: Iterator[tuple[str, str | None]]) -> tuple[int, float, int]:
 
 def main() -> None:
     parser = rows.parser(__doc__)
+    parser.add_argument("--data", type=Path, help="folder with CyberSecEval's insecure code")
     parser.add_argument("--hostile", type=int, default=10_000, help="hostile inputs")
     parser.add_argument("--seed", type=int, default=0, help="of the hostile inputs")
     parser.add_argument("--show", action="store_true", help="print every finding in the code that is in use")
     options = parser.parse_args()
     table = []
-    for what, sources in (("no fault", list(benign())), ("faults in them", list(faulty()))):
+    samples = [("no fault", list(benign())), ("rules' own examples, good and bad", list(faulty()))]
+    if options.data is not None:
+        samples.insert(1, ("insecure code in use", list(in_use(options.data))))
+    for what, sources in samples:
         times = milliseconds(sources)
         p95 = times[int(0.95 * (len(times) - 1))]
-        table.append(f"| {LINES} lines, {what} | {len(times)} | {statistics.median(times):.1f} ms | {p95:.1f} ms | - |")
+        size = statistics.mean(len(text) for text, _ in sources) / 1000
+        found = statistics.mean(len(guard.scan_code(*source)) for source in sources)
+        shape = f"{LINES} lines, {what}: {size:.0f} kB, {found:.1f} findings"
+        table.append(f"| {shape} | {len(times)} | {statistics.median(times):.1f} ms | {p95:.1f} ms | - |")
     for name, files in (("standard library", library()), *((name, package(name)) for name in PACKAGES)):
         lines, found = noise(files)
         share = f"{1000 * len(found) / max(lines, 1):.2f} per 1,000 lines"

@@ -35,7 +35,7 @@ def machine() -> str:
 def command(script: Path) -> str:
     """How this run was started, without places that only this machine has."""
     arguments = sys.argv[1:]
-    for option in ("--document", "--llama-server", "--resume"):
+    for option in ("--document", "--llama-server", "--resume", "--outcomes"):
         if option in arguments:
             at = arguments.index(option)
             arguments = arguments[:at] + arguments[at + 2 :]
