@@ -83,6 +83,7 @@ class Matcher(Listener):
         self.found = found
         self.shift = shift
         self.file_matches: dict[int, bool] = {}
+        self.entered: set[int] = set()  # functions, by their ids
 
     def inside(self, index: RuleIndex, language: str, shift: int) -> "Matcher":
         """One for code of another language in the same file."""
@@ -134,10 +135,14 @@ class Matcher(Listener):
             self.consider(rule, alternative, node, {"value": value}, scope)
 
     def enter(self, scope: Scope) -> None:
+        """A function is walked again where input goes into it; what its own shape tells, it told the first time."""
+        looked_at = scope.function or (_statements(scope.top) if scope.top is not None else None)
+        if looked_at is None or id(looked_at) in self.entered:
+            return
+        if scope.function is not None:
+            self.entered.add(id(scope.function))
         if self.index.checks:
-            looked_at = scope.function or (_statements(scope.top) if scope.top is not None else None)
-            if looked_at is not None:
-                self.checked(looked_at, scope)
+            self.checked(looked_at, scope)
         if scope.function is None:
             return
         for rule, alternative in self.index.loose.get("function", _NO_ENTRIES):
