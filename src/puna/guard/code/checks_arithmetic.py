@@ -159,8 +159,9 @@ def allocation_sum(function: Node) -> Iterable[Node]:
     """Memory is made for `n + 1` with an n from outside that has no upper bound: the sum wraps round to almost 0."""
     known = facts(function)
     outside: dict[str, int] = {}
-    for node in known.nodes:
-        at = known.place[id(node)]
+    if not any(ALLOCATES.search(called(n)) for n in known.of("call")):
+        return
+    for at, node in enumerate(known.nodes):
         if node.kind == "call" and _FILLS.match(called(node)):
             for argument in node.args:
                 if argument.kind == "unary" and argument.name == "&" and argument.args[0].kind == "name":
@@ -199,11 +200,14 @@ def _upper_bound(known: Facts, path: str, end: int) -> bool:
 def bound_sum_wraps(function: Node) -> Iterable[Node]:
     """`if (offset + length > size)` with two numbers from outside that nothing else bounds: the sum wraps round."""
     known = facts(function)
+    orders = [n for n in known.of("binary") if in_order(n) and any(bare(a).name == "+" for a in n.args)]
+    if not orders:
+        return
     outside = {path for _, path, _ in taken(known, WIRE)}
     outside |= {a.name for a in function.args if re.fullmatch(r"size_t|u?int(32|64)_t|u(32|64)|loff_t|off_t", a.type)}
     outside |= _composed(known)
-    for node in known.of("binary"):
-        if not in_order(node) or not known.in_test(node) or any(a.kind == "call" for a in known.ancestors(node)):
+    for node in orders:
+        if not known.in_test(node) or any(a.kind == "call" for a in known.ancestors(node)):
             continue
         for total, limit in (node.args, node.args[::-1]):
             total = bare(total)

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
 from puna.guard.code.checks import check
 from puna.guard.code.checks_facts import Facts, bare, called, facts, leaves, within
@@ -24,8 +25,10 @@ class Pair:
     length: str
 
 
-def parameter_pairs(function: Node) -> Iterator[Pair]:
+@lru_cache(maxsize=2)
+def parameter_pairs(function: Node) -> list[Pair]:
     """Pointer parameters that are followed by a whole number named like a length."""
+    found = []
     for one, other in zip(function.args, function.args[1:], strict=False):
         pointer = one.type.rstrip().endswith(("*", "[]"))
         if (
@@ -35,12 +38,13 @@ def parameter_pairs(function: Node) -> Iterator[Pair]:
             and WHOLE.match(other.type.strip())
             and not WHOLE.match(other.name)
         ):
-            yield Pair(one.name, other.name)
+            found.append(Pair(one.name, other.name))
+    return found
 
 
 def _members(known: Facts) -> Iterator[Pair]:
     """`x->payload` and `x->payload_len` (or payload_packet_len), where the function mentions both."""
-    paths = {n.path() for n in known.nodes if n.kind == "member"}
+    paths = {n.path() for n in known.of("member")}
     for path in sorted(paths):
         holder, _, name = path.rpartition(".")
         match = re.match(r"(.+?)_?(\w*?_?)(len|length|size)$", name)

@@ -73,8 +73,8 @@ def local_returned(function: Node) -> Iterable[Node]:
 @check("realloc-lost", "assign", "call")
 def realloc_lost(function: Node) -> Iterable[Node]:
     """`p = realloc(p, n)`."""
-    for node in facts(function).nodes:
-        if node.kind == "assign" and node.base is not None and node.args and node.name == "=":
+    for node in facts(function).of("assign"):
+        if node.base is not None and node.args and node.name == "=":
             value = bare(node.args[0])
             if (
                 called(value) == "realloc"
@@ -89,8 +89,9 @@ def realloc_lost(function: Node) -> Iterable[Node]:
 def file_race(function: Node) -> Iterable[Node]:
     """access() on a path, or stat() whose owner or kind of file is looked at, that is then opened by the same name."""
     known = facts(function)
-    looked_at = any(n.name in ("st_uid", "st_gid") or n.name == "S_ISLNK" for n in known.nodes)
-    looked_at = looked_at and not any(called(n) == "fstat" for n in known.of("call"))
+    calls = {called(n) for n in known.of("call")}
+    looked_at = not calls.isdisjoint({"stat", "lstat"}) and "fstat" not in calls
+    looked_at = looked_at and any(n.name in ("st_uid", "st_gid", "S_ISLNK") for n in known.nodes)
     for node in known.of("call"):
         asks = called(node) in ("access", "_access") or (looked_at and called(node) in ("stat", "lstat"))
         if asks and node.args and known.in_test(node):
@@ -119,8 +120,8 @@ def _refused(known: Facts, node: Node) -> bool:
 @check("fixed-seed", "assign", "call")
 def fixed_seed(function: Node) -> Iterable[Node]:
     """C++: an engine made from a constant."""
-    for node in facts(function).nodes:
-        if node.kind == "assign" and _ENGINES.search(node.type) and node.args:
+    for node in facts(function).of("assign"):
+        if _ENGINES.search(node.type) and node.args:
             value = bare(node.args[0])
             if value.kind == "call" and len(value.args) == 1 and bare(value.args[0]).kind == "number":
                 yield node
@@ -134,7 +135,7 @@ def signal_handler(function: Node) -> Iterable[Node]:
     if re.search(r"(?i)signal|^sig|_sig|handler$|^on_?(sig|int|term|hup|chld|alarm)", function.name) and re.search(
         r"(?i)^(sig|s|signo|signum|signal|n|num)", function.args[0].name
     ):
-        for node in facts(function).nodes:
+        for node in facts(function).of("call"):
             if called(node) in _UNSAFE_IN_HANDLER:
                 yield node
                 return

@@ -183,9 +183,10 @@ def _reached_after(known: Facts, node: Node, path: str) -> Node | None:
 def null_late(function: Node) -> Iterable[Node]:
     """A pointer is reached through, and only afterwards compared with NULL, with nothing assigned between."""
     known = facts(function)
-    aliases = _aliases(known)
+    tests = [n for kind in ("unary", "binary") for n in known.of(kind) if null_tested(n)]
+    aliases = _aliases(known) if tests else {}
     reported: set[str] = set()
-    for test in sorted([*known.of("unary"), *known.of("binary")], key=lambda n: known.place[id(n)]):
+    for test in sorted(tests, key=lambda n: known.place[id(n)]):
         for path in null_tested(test):
             if not path or path in reported or path.count(".") > 1 or _asserted(known, test):
                 continue

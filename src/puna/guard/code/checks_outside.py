@@ -1,7 +1,8 @@
 """Checks of lengths and names in C and C++ that come from outside and reach memory or files untested."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from functools import lru_cache
 
 from puna.guard.code.checks import check
 from puna.guard.code.checks_facts import Facts, bare, called, facts, in_order, plain
@@ -59,9 +60,14 @@ def read_into(known: Facts) -> dict[str, Node]:
     return found
 
 
-def taken(known: Facts, pattern: re.Pattern[str]) -> Iterable[tuple[Node, str, str]]:
+@lru_cache(maxsize=8)
+def taken(known: Facts, pattern: re.Pattern[str]) -> list[tuple[Node, str, str]]:
     """(node, path, call) of all assigned from a call, read as bytes, or written by a macro, that gives a number from
     outside."""
+    return list(_all_taken(known, pattern))
+
+
+def _all_taken(known: Facts, pattern: re.Pattern[str]) -> Iterator[tuple[Node, str, str]]:
     if pattern is not TEXT_NUMBER:
         for path, call in read_into(known).items():
             if _NUMBERS.fullmatch(known.types.get(path, "")):

@@ -140,7 +140,7 @@ def _sum_only(comparison: Node, path: str) -> bool:
 def overflow_tested_late(function: Node) -> Iterable[Node]:
     """A product is computed and only then compared with INT_MAX: it has wrapped round already."""
     known = facts(function)
-    for node in known.nodes:
+    for node in known.of("binary"):
         if not in_order(node) or node.name != ">":
             continue
         path, limit = bare(node.args[0]).path(), node.args[1]

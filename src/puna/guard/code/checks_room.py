@@ -202,10 +202,11 @@ def _sizes(known: Facts, difference: Node) -> bool:
 def array_freed(function: Node) -> Iterable[Node]:
     """An array of the function is given to free, by its name or by a pointer that may be set to it."""
     known = facts(function)
-    if any(n.raw.startswith("preproc") for n in known.nodes):  # one of several declarations, or ways, may be left out
-        return
-    for call in known.of("call"):
-        target = bare(call.args[0]) if called(call) in ("free", "delete") and len(call.args) == 1 else call
+    calls = [n for n in known.of("call") if called(n) in ("free", "delete") and len(n.args) == 1]
+    if calls and any(n.raw.startswith("preproc") for n in known.nodes):
+        return  # one of several declarations, or ways, may be left out
+    for call in calls:
+        target = bare(call.args[0])
         if target.kind != "name" or target.name in known.parameters:
             continue
         if target.name in known.arrays:

@@ -149,7 +149,7 @@ def _print_unbounded(node: Node, known: Facts) -> bool:
 def copy_unbounded(function: Node) -> Iterable[Node]:
     """strcpy and its family into something whose size isn't known here."""
     known = facts(function)
-    return [n for n in known.nodes if _copy_unbounded(n, known) and _array(n.args[0], known) is None]
+    return [n for n in known.of("call") if _copy_unbounded(n, known) and _array(n.args[0], known) is None]
 
 
 @check("copy-into-array", "call")
@@ -201,7 +201,7 @@ def _compared_call(size: Node, known: Facts) -> bool:
 def print_unbounded(function: Node) -> Iterable[Node]:
     """sprintf whose output has no limit, or one that is more than the buffer holds."""
     known = facts(function)
-    return [n for n in known.nodes if n.kind == "call" and _print_unbounded(n, known)]
+    return [n for n in known.of("call") if _print_unbounded(n, known)]
 
 
 @check("print-result-trusted", "call")
@@ -244,12 +244,11 @@ def print_result_trusted(function: Node) -> Iterable[Node]:
 def stream_into_array(function: Node) -> Iterable[Node]:
     """`cin >> buf` with an array of characters, and no width set."""
     known = facts(function)
-    if any(called(n) in ("width", "setw") for n in known.nodes):
+    if any(called(n) in ("width", "setw") for n in known.of("call")):
         return
-    for node in known.nodes:
+    for node in known.of("binary"):
         if (
-            node.kind == "binary"
-            and node.name == ">>"
+            node.name == ">>"
             and node.args
             and node.args[0].path().rsplit(".", 1)[-1] == "cin"
         ):
@@ -284,7 +283,7 @@ def copy_sized_by_source(function: Node) -> Iterable[Node]:
 def sizeof_pointer(function: Node) -> Iterable[Node]:
     """The size argument of a memory function is sizeof of the very pointer that it gets."""
     known = facts(function)
-    for node in known.nodes:
+    for node in known.of("call"):
         if (
             called(node) in ("memset", "memcpy", "memmove", "strncpy", "snprintf", "fgets", "bzero", "explicit_bzero")
             and node.args

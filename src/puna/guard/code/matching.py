@@ -34,6 +34,7 @@ class RuleIndex:
         self.seen: dict[str, dict[tuple[str, ...], list[Entry]]] = {"call": {}, "assign": {}}
         self.loose: dict[str, list[Entry]] = {}
         self.checks: dict[frozenset[str], list[Entry]] = {}  # by the kinds of nodes that they need
+        self.able: dict[frozenset[str], list[Entry]] = {}
         for rule in rules:
             for alternative in rule.alternatives:
                 names = alternative.patterns.names() if alternative.patterns is not None else None
@@ -57,6 +58,16 @@ class RuleIndex:
             maybe += self.loose.get(kind, _NO_ENTRIES)
             found = [entry for entry in maybe if entry[1].patterns is not None and entry[1].patterns.match(paths)]
             seen[paths] = found
+        return found
+
+    def checks_for(self, kinds: frozenset[str]) -> list[Entry]:
+        """The entries whose checks may find something in a function with nodes of these kinds."""
+        found = self.able.get(kinds)
+        if found is None:
+            if len(self.able) >= MAX_SEEN:
+                self.able.clear()
+            found = [entry for needs, entries in self.checks.items() if needs <= kinds for entry in entries]
+            self.able[kinds] = found
         return found
 
 
@@ -151,16 +162,12 @@ class Matcher(Listener):
 
     def checked(self, function: Node, scope: Scope) -> None:
         """The checks that may find something in a function with such nodes."""
-        kinds = facts(function).kinds.keys()
-        for needs, entries in self.index.checks.items():
-            if not kinds >= needs:
-                continue
-            for rule, alternative in entries:
-                assert alternative.check is not None
-                for node in alternative.check(function):
-                    if not self.placed(alternative, scope):
-                        break
-                    self.add(rule, node, True)
+        for rule, alternative in self.index.checks_for(frozenset(facts(function).kinds)):
+            assert alternative.check is not None
+            for node in alternative.check(function):
+                if not self.placed(alternative, scope):
+                    break
+                self.add(rule, node, True)
 
     def imported(self, node: Node, scope: Scope) -> None:
         paths = tuple(path for _, path in node.value)

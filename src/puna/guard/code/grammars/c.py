@@ -131,9 +131,9 @@ def _goto(low: L.Lowering, syntax: Syntax) -> Node | None:
 
 TABLE: dict[str, L.Handler] = {
     "comment": L.skip,
-    "identifier": L.name,
-    "field_identifier": L.name,
-    "type_identifier": L.name,
+    "identifier": L.Lowering.named,
+    "field_identifier": L.Lowering.named,
+    "type_identifier": L.Lowering.named,
     "namespace_identifier": L.name,
     "this": L.name,
     "qualified_identifier": L.dotted,

@@ -30,9 +30,9 @@ def _composite(low: L.Lowering, syntax: Syntax) -> Node:
 
 TABLE: dict[str, L.Handler] = {
     "comment": L.skip,
-    "identifier": L.name,
-    "field_identifier": L.name,
-    "type_identifier": L.name,
+    "identifier": L.Lowering.named,
+    "field_identifier": L.Lowering.named,
+    "type_identifier": L.Lowering.named,
     "package_identifier": L.name,
     "qualified_type": L.dotted,
     "int_literal": L.number,

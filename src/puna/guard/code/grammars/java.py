@@ -16,10 +16,10 @@ def _imports(low: L.Lowering, syntax: Syntax) -> Node:
 TABLE: dict[str, L.Handler] = {
     "line_comment": L.skip,
     "block_comment": L.skip,
-    "identifier": L.name,
+    "identifier": L.Lowering.named,
     "this": L.name,
     "super": L.name,
-    "type_identifier": L.name,
+    "type_identifier": L.Lowering.named,
     "scoped_identifier": L.dotted,
     "decimal_integer_literal": L.number,
     "hex_integer_literal": L.number,

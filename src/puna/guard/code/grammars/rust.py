@@ -196,9 +196,9 @@ def _match(low: L.Lowering, syntax: Syntax) -> Node:
 TABLE: dict[str, L.Handler] = {
     "line_comment": L.skip,
     "block_comment": L.skip,
-    "identifier": L.name,
-    "field_identifier": L.name,
-    "type_identifier": L.name,
+    "identifier": L.Lowering.named,
+    "field_identifier": L.Lowering.named,
+    "type_identifier": L.Lowering.named,
     "self": L.name,
     "crate": L.name,
     "scoped_identifier": L.dotted,
