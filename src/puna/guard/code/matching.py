@@ -35,6 +35,7 @@ class RuleIndex:
         self.loose: dict[str, list[Entry]] = {}
         self.checks: dict[frozenset[str], list[Entry]] = {}  # by the kinds of nodes that they need
         self.able: dict[frozenset[str], list[Entry]] = {}
+        self.keys: dict[str, list[Entry]] = {}
         for rule in rules:
             for alternative in rule.alternatives:
                 names = alternative.patterns.names() if alternative.patterns is not None else None
@@ -58,6 +59,17 @@ class RuleIndex:
             maybe += self.loose.get(kind, _NO_ENTRIES)
             found = [entry for entry in maybe if entry[1].patterns is not None and entry[1].patterns.match(paths)]
             seen[paths] = found
+        return found
+
+    def keyed(self, key: str) -> list[Entry]:
+        """The entries for this key."""
+        found = self.keys.get(key)
+        if found is None:
+            if len(self.keys) >= MAX_SEEN:
+                self.keys.clear()
+            entries = self.loose.get("key", _NO_ENTRIES)
+            found = [e for e in entries if e[1].regex is not None and e[1].regex.fullmatch(key)]
+            self.keys[key] = found
         return found
 
     def checks_for(self, kinds: frozenset[str]) -> list[Entry]:
@@ -119,15 +131,9 @@ class Matcher(Listener):
     def pair(self, node: Node, key: str, value: Value, scope: Scope) -> None:
         if len(key) > MAX_NAME:
             return
-        for rule, alternative in self.index.loose.get("key", _NO_ENTRIES):
-            if alternative.regex is not None and alternative.regex.fullmatch(key):
-                self.consider(
-                    rule,
-                    alternative,
-                    value.node if value.node is not None and value.node.start >= node.start else node,
-                    {"value": value},
-                    scope,
-                )
+        for rule, alternative in self.index.keyed(key):
+            at = value.node if value.node is not None and value.node.start >= node.start else node
+            self.consider(rule, alternative, at, {"value": value}, scope)
 
     def compare(self, node: Node, left: Value, right: Value, scope: Scope) -> None:
         for rule, alternative in self.index.loose.get("compare", _NO_ENTRIES):

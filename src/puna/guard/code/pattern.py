@@ -9,7 +9,7 @@ Runtime.getRuntime().exec    a call inside a path is written `()`, an index `[]`
 
 import re
 from collections.abc import Iterable
-from functools import lru_cache
+from functools import cache, lru_cache
 
 MAX_SEEN = 4096  # paths whose answer a set of patterns remembers
 
@@ -38,16 +38,15 @@ class Patterns:
 
     def __init__(self, patterns: Iterable[str]) -> None:
         self.sources = [text for pattern in patterns for text in expand(pattern)]
-        exact: dict[str, list[re.Pattern[str]]] = {}
-        self.loose: list[re.Pattern[str]] = []
+        self.exact: dict[str, list[tuple[str, str]]] = {}  # each with a part that a path must have to match
+        self.loose: list[tuple[str, str]] = []
         for text in self.sources:
-            compiled = _compile(text)
             name = last_name(text)
+            needed = max(text.split("*"), key=len)
             if "*" in name:
-                self.loose.append(compiled)
+                self.loose.append((needed, text))
             else:
-                exact.setdefault(name, []).append(compiled)
-        self.exact = exact
+                self.exact.setdefault(name, []).append((needed, text))
         self.seen: dict[str, bool] = {}
 
     def names(self) -> set[str] | None:
@@ -67,9 +66,13 @@ class Patterns:
         return False
 
     def _matches(self, path: str) -> bool:
-        return any(p.fullmatch(path) for p in (*self.exact.get(last_name(path), ()), *self.loose))
+        return any(
+            needed in path and _compile(text).fullmatch(path)
+            for needed, text in (*self.exact.get(last_name(path), ()), *self.loose)
+        )
 
 
+@cache
 def _compile(text: str) -> re.Pattern[str]:
     body = re.escape(text).replace(r"\*", ".*")
     return re.compile(body if "." not in text or text.startswith("*") else r"(?:.*\.)?" + body, re.DOTALL)
