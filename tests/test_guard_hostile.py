@@ -36,3 +36,24 @@ def test_a_parser_that_does_not_look_at_the_clock(unit: str) -> None:
 )
 def test_blanks(text: str, language: str | None) -> None:
     assert within(text, language) == []
+
+
+@pytest.mark.parametrize(
+    ("unit", "language"),
+    [
+        ("tar $ -C/", "shell"),
+        ("'wget -o-a . ", "shell"),
+        ("ssh -a -a ", "shell"),
+        ("[[[[[", "csharp"),
+        ("[nodeLoadExternalEntitiesAlway", "swift"),
+        ("void checkServerTrusted(a),{//a //a //a //a //a //a //a //a //a //a //a //a //a", "java"),
+        ("@a.route('/a/users/{methods=PUT", "python"),
+        ("printf(\"%" + "0" * 20_000 + "\", x);\n", "c"),
+        ("f(\"%" + "9" * 5000 + "d\" % x)\n", "python"),
+        ("sprintf(s, \"%" + "9" * 5000 + "d\", x);\n", "c"),
+        ("cursor.execute('select " + "database %s " * 200 + "x %s' % (a, b))\n", "python"),
+        (" " * 100_000 + "```x`\n", None),
+    ],
+)  # fmt: skip
+def test_expressions(unit: str, language: str | None) -> None:
+    within(unit * (60_000 // len(unit) + 1), language)

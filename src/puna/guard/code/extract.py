@@ -13,7 +13,9 @@ LIKELY = ("code", "script", "source", "program", "snippet", "cell")  # keys unde
 UNSAID = ("text", "txt", "plain", "plaintext", "code")  # names of no language
 MARKDOWN = ("markdown", "md", "mdx")
 MAX_PIECES = 500  # pieces of one text
-_FENCE = re.compile(r"^[ \t>]*(?:[-*+] |\d{1,3}[.)] )?[ \t]*(`{3,}|~{3,})[ \t]*\{?[ \t]*\.?([\w+#.-]*)([^`\n]*)$")
+_FENCE = re.compile(
+    r"^[ \t>]*+(?:[-*+] |\d{1,3}[.)] )?[ \t]*+(`{3,}|~{3,})[ \t]*+\{?[ \t]*+\.?([\w+#.-]*+)([^`\n]*+)$"
+)
 _DIFF = re.compile(r"^(?:diff --git |@@ -\d+(?:,\d+)? \+\d+)", re.MULTILINE)
 _SESSION = re.compile(r"^(?:>>>|\.\.\.|\$|%|#) ?")
 # fmt: off

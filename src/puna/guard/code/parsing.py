@@ -19,7 +19,7 @@ RUNAWAY = 0.04  # seconds for MAX_LINE bytes, which take well under a millisecon
 _END = re.compile(rb"[;)}\]]")
 MAX_AGAIN = 2000  # lines read again in one source
 _local = threading.local()
-_UNTYPED = re.compile(rb"\s*(?!(?:if|for|while|switch|return|sizeof)\b)[A-Za-z_]\w*\s*\([^;{]{0,2000}\)\s*\{")
+_UNTYPED = re.compile(rb"\s*+(?!(?:if|for|while|switch|return|sizeof)\b)[A-Za-z_]\w*+\s*+\([^;{]{0,2000}\)\s*+\{")
 
 
 def _parser(name: str) -> Parser:

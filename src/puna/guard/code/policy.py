@@ -43,7 +43,9 @@ def allow(findings: list[Finding], source: str) -> list[Finding]:
     allowed: dict[tuple[str, int], str] = {}
     for number, line in enumerate(source.split("\n"), 1):
         if (match := _ALLOW.search(line)) is not None:
-            reason = re.sub(r"\s*(\*/|-->|%>)\s*$", "", match[2]).strip()
+            reason = match[2].strip()
+            for end in ("*/", "-->", "%>"):
+                reason = reason.removesuffix(end).rstrip()
             if len(reason) >= 3:
                 allowed[match[1], number + bool(_COMMENT.match(line))] = reason
     return [replace(f, allowed=allowed.get((f.rule, f.line), "")) for f in findings]
