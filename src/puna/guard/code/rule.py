@@ -18,6 +18,7 @@ from puna.guard.code import (  # noqa: F401 - they register checks
     checks_fill,
     checks_first,
     checks_free,
+    checks_handlers,
     checks_index,
     checks_leaks,
     checks_misc,
