@@ -5,8 +5,8 @@ from collections.abc import Iterable
 
 from puna.guard.code.checks import check
 from puna.guard.code.checks_facts import Facts, bare, called, facts, in_order, leaves
-from puna.guard.code.checks_outside import read_into
-from puna.guard.code.checks_overflow import ALLOCATES
+from puna.guard.code.checks_outside import TEXT_NUMBER, read_into, taken
+from puna.guard.code.checks_overflow import ALLOCATES, only_value
 from puna.guard.code.view import Node
 
 _READS = {"read": (1, 2), "recv": (1, 2), "fread": (0, 2), "recvfrom": (1, 2), "readlink": (1, 2), "SSL_read": (1, 2)}
@@ -66,7 +66,7 @@ def length_without_end(function: Node) -> Iterable[Node]:
             continue
         size = bare(value.args[0])
         if size.kind == "name":
-            size = _only_value(known, size.name) or size
+            size = only_value(known, size.name) or size
         if called(size) != "strlen" or not size.args or not node.base.path():
             continue
         for use in known.nodes[known.place[id(node)] :]:
@@ -88,13 +88,6 @@ def _refuses(known: Facts, comparison: Node) -> bool:
 def _addressed(comparison: Node, path: str) -> bool:
     """`read(fd, &n, 4) != 4` says nothing about n."""
     return any(n.kind == "unary" and n.name == "&" and n.args and n.args[0].path() == path for n in comparison.walk())
-
-
-def _only_value(known: Facts, name: str) -> Node | None:
-    """What the variable is set to, if that happens once."""
-    values = [n for n in known.of("assign") if n.base is not None and n.base.path() == name and n.args]
-    changed = any(n.name in ("++", "--") and n.args and n.args[0].path() == name for n in known.of("unary"))
-    return bare(values[0].args[0]) if len(values) == 1 and values[0].name == "=" and not changed else None
 
 
 @check("copy-upper-only", "call", "binary")
@@ -120,9 +113,14 @@ def copy_upper_only(function: Node) -> Iterable[Node]:
 
 def _given(known: Facts, path: str) -> bool:
     """Whether the number comes from text or a message."""
-    return path in read_into(known) or any(
-        n.base is not None and n.base.path() == path and n.args and _NUMBER.match(called(bare(n.args[0])))
-        for n in known.of("assign")
+    read = {p for _, p, _ in taken(known, TEXT_NUMBER)}
+    return (
+        path in read
+        or path in read_into(known)
+        or any(
+            n.base is not None and n.base.path() == path and n.args and _NUMBER.match(called(bare(n.args[0])))
+            for n in known.of("assign")
+        )
     )
 
 

@@ -220,6 +220,8 @@ class _After:
 
     def _expression(self, statement: Node) -> Outcome:
         path, nodes = self.path, statement.walk()
+        if statement.kind == "return" and self.gone and statement.args and bare(statement.args[0]).path() == path:
+            return statement, "use"
         for node in nodes:
             if node.kind == "assign" and node.base is not None:
                 written = node.base.path()

@@ -7,15 +7,20 @@ from puna.guard.code.checks import check
 from puna.guard.code.checks_facts import Facts, bare, called, facts, leaves
 from puna.guard.code.view import Node
 
-_MEMORY = re.compile(r"^([mc]alloc|strn?dup|wcsdup)$")
+_MEMORY = re.compile(
+    r"^([mc]alloc|strn?dup|wcsdup|k[mzcv]?[mzc]?alloc(_array)?|kvzalloc|vmalloc|vzalloc|kstrdup|kmemdup)$"
+)
 _HANDLES = re.compile(r"^(fopen|fdopen|freopen|popen|tmpfile|opendir|open|openat|creat|socket|accept4?|mkstemp)$")
-_FREES = frozenset(("free", "delete"))
+_FREES = frozenset(("free", "delete", "kfree", "vfree", "kvfree", "kfree_sensitive"))
 _CLOSES = frozenset(("fclose", "pclose", "close", "closedir", "closesocket"))
 _BORROWS = re.compile(  # functions of the C library that keep nothing of what they are given
     r"^(v?f?s?n?w?printf|w?mem(cpy|move|set|cmp|chr)|str\w+|wcs\w+|f(gets|puts|read|write|seeko?|tello?|flush|getc|putc|scanf)"
     r"|feof|ferror|clearerr|rewind|getc|putc|ungetc|puts|fputws?|getline|getdelim|perror|assert|sizeof|ato(i|l|ll|f)|is\w+"
     r"|p?read|p?write|send(to)?|recv(from)?|connect|bind|listen|[gs]etsockopt|shutdown|lseek|fstat|ftruncate|fsync|flock"
     r"|readdir|qsort|snprintf|sprintf|explicit_bzero|bzero|time|localtime_r|gmtime_r|inet_\w+|fileno|accept)$"
+)
+_STARTS = re.compile(
+    r"(?i)start|run|exec|invoke|call|show|open|init|attach|regist|delete|release|queue|set|add|post|send"
 )
 _OPAQUE = ("ERROR", "lambda_expression", "preproc_if", "preproc_ifdef", "preproc_else", "gnu_asm_expression")
 
@@ -46,45 +51,59 @@ def _leaked(function: Node, takes: re.Pattern[str], gives: frozenset[str]) -> It
         if not (made or takes.match(called(value))) or name in seen:
             continue
         seen.add(name)
-        if known.parent[id(node)].kind == "assign":
+        if known.parent[id(node)].kind == "assign" or _set_again(known, name, node):
             continue
         if name in known.parameters or name in known.static or name not in known.types or "<" in known.types[name]:
             continue
         if any(n.raw in _OPAQUE for n in known.nodes):
             return
-        yield from _Held(known, name, node, gives).faults(made)
+        given = [n for n in known.of("call") if called(n) in gives and _given(n, name)]
+        yield from Held(known, name, node, given).faults(made)
 
 
-class _Held:
+def _set_again(known: Facts, name: str, taken: Node) -> bool:
+    return any(
+        n.base is not None and n.base.path() == name and n.args and known.place[id(n)] > known.place[id(taken)]
+        for n in known.of("assign")
+    )
+
+
+def _given(call: Node, name: str) -> bool:
+    return any(bare(n).kind == "name" and bare(n).name == name for n in call.args)
+
+
+class Held:
     """What one variable holds, from where it is taken on."""
 
-    def __init__(self, known: Facts, name: str, taken: Node, gives: frozenset[str]) -> None:
+    def __init__(self, known: Facts, name: str, taken: Node, given: list[Node]) -> None:
         self.known = known
         self.name = name
         self.taken = taken
-        self.uses = [n for n in known.of("name") if n.name == name]
-        self.given = [n for n in known.of("call") if called(n) in gives and self.has(n.args)]
-
-    def has(self, nodes: list[Node]) -> bool:
-        return any(bare(n).kind == "name" and bare(n).name == self.name for n in nodes)
+        self.uses = [n for n in known.of("name") if n.name == name] if name else []
+        self.given = given
 
     def faults(self, made: bool) -> Iterable[Node]:
         known = self.known
-        kept = [self.kept(use) for use in self.uses]
-        if "kept" in kept:
-            return
+        kept = {known.place[id(use)]: self.kept(use) for use in self.uses}
         if not self.given:
-            if not made and "lent" not in kept and len(self.uses) > 1 and not known.nested(self.taken):
+            if not any(kept.values()) and len(self.uses) > 1 and not (made and self.runs()):
                 yield self.taken
             return
         last = self.given[-1]
-        if known.nested(last):
-            return
-        for leave in known.of("return"):
+        for leave in [*known.of("return"), *known.of("throw")]:
             at = known.place[id(leave)]
+            before = {what for place, what in kept.items() if place < at}
+            owned = "kept" not in kept.values() and not known.nested(last)  # freed at the end, whatever happens
+            if "kept" in before or not (owned or "lent" not in before):
+                continue
             if known.place[id(self.taken)] < at < known.place[id(last)] and not self.settled(leave):
                 yield leave
                 return
+
+    def runs(self) -> bool:
+        """C++: whether the object is started, shown or the like, and may delete itself."""
+        members = [self.known.parent[id(n)] for n in self.uses]
+        return any(n.kind == "member" and _STARTS.search(n.name) is not None for n in members)
 
     def kept(self, use: Node) -> str:
         """`kept`: what is held is known to others from here on; `lent`: to a function that may keep it."""
@@ -92,7 +111,12 @@ class _Held:
         below, above = use, known.parent.get(id(use))
         while above is not None:
             if above.kind == "call":
-                if above.base is below or called(above) in ("free", "delete", "sizeof") or called(above) in _CLOSES:
+                if (
+                    above.base is below
+                    or called(above) == "sizeof"
+                    or called(above) in _FREES
+                    or called(above) in _CLOSES
+                ):
                     return ""
                 if called(above) in ("static_cast", "reinterpret_cast"):
                     below, above = above, known.parent.get(id(above))
@@ -126,16 +150,21 @@ class _Held:
     def settled(self, leave: Node) -> bool:
         """Whether there is nothing to give back at this return, or it was given back."""
         known = self.known
-        if any(n.kind == "name" and n.name == self.name for n in leave.walk()):
+        if any(n.kind == "name" and n.name == self.name and self.gives_on(n) for n in leave.walk()):
             return True
         above = {id(n): n for n in known.ancestors(leave)}
         if any(self.asked(n.args[0]) for n in above.values() if n.kind in _FORKS and n.args):
             return True
         for fork in known.ancestors(self.taken):
-            arm = _arm(fork, self.taken, known) if fork.kind in _FORKS or fork.raw == "case_statement" else 0
-            if arm and (id(fork) not in above or _arm(fork, leave, known) != arm):
+            arm = arm_of(fork, self.taken, known) if fork.kind in _FORKS or fork.raw == "case_statement" else 0
+            if arm and (id(fork) not in above or arm_of(fork, leave, known) != arm):
                 return True
         return any(known.place[id(n)] < known.place[id(leave)] and self.passed(n, above) for n in self.given)
+
+    def gives_on(self, use: Node) -> bool:
+        """Whether the return hands the variable itself on, not a member of what it points to."""
+        above = self.known.parent[id(use)]
+        return above.kind != "member" or self.known.parent[id(above)].kind != "return"
 
     def asked(self, test: Node) -> bool:
         """Whether the condition looks at the variable itself, not at what a call makes of it."""
@@ -150,7 +179,7 @@ class _Held:
         """Whether the way to the place under `above` leads past `given`."""
         for fork in self.known.ancestors(given):
             if fork.kind == "if" and id(fork) not in above:
-                arm = (fork.body, fork.orelse)[_arm(fork, given, self.known) == 2]
+                arm = (fork.body, fork.orelse)[arm_of(fork, given, self.known) == 2]
                 if leaves(arm):
                     return False
         return True
@@ -159,7 +188,7 @@ class _Held:
 _FORKS = ("if", "loop", "conditional", "catch", "other")
 
 
-def _arm(fork: Node, node: Node, known: Facts) -> int:
+def arm_of(fork: Node, node: Node, known: Facts) -> int:
     """1: in the body, 2: in the else part, 0: in the condition."""
     inside = {id(node), *(id(n) for n in known.ancestors(node))}
     if any(id(n) in inside for n in fork.orelse):

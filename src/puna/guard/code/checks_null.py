@@ -8,7 +8,7 @@ from puna.guard.code.checks_facts import Facts, address_only, bare, called, dere
 from puna.guard.code.view import Node
 
 _NULLABLE = re.compile(
-    r"^(m|c|re)alloc$|^(str|mem)n?dup$|^(fopen|fdopen|freopen|popen|opendir|getenv|strchr|strrchr|strstr|memchr|strpbrk|strtok|strtok_r|bsearch|localtime|gmtime|getpw\w+|getgr\w+|gethostby\w+|crypt|setlocale|dlsym|dynamic_cast)$"
+    r"^(m|c|re)alloc$|^(str|mem)n?dup$|^(fopen|fdopen|freopen|popen|opendir|getenv|strchr|strrchr|strstr|memchr|strpbrk|strtok|strtok_r|bsearch|localtime|gmtime|getpw\w+|getgr\w+|gethostby\w+|crypt|setlocale|dlsym|dynamic_cast|lock)$"
     r"|^k[mvz]?[mzc]alloc(_node|_array)?$|^kmem\w*alloc\w*$|^vz?alloc\w*$|^devm_k\w*alloc$|^kstrdup$|^kmemdup$|^alloc_\w+$|^dev_alloc\w*"
     r"|^\w+_(find|lookup)_\w+$|^\w+_by_(id|name|index|idx|addr|address|handle|fd|key|number|type|pid|uid|tag|attr)$"
     r"|^(xa_load|rcu_dereference_sk_user_data|dev_get_platdata|skb_header_pointer|of_get_(next_)?(child|parent)\w*)$"

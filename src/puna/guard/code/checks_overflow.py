@@ -25,6 +25,9 @@ def allocation_product(function: Node) -> Iterable[Node]:
         sizes = node.args if ALLOCATES.search(name) and not _SAFE_ALLOCATES.search(name) else []
         if node.name == "[]" and node.new:
             sizes = node.args
+        if len(sizes) == 1 and bare(sizes[0]).kind == "name":
+            made = only_value(known, bare(sizes[0]).name)
+            sizes = [made] if made is not None else sizes
         filled = name.startswith("std.vector")  # asked only for numbers that come from outside
         for size in node.args[:1] if filled else sizes:
             if any(n.kind == "binary" and n.name == "*" for n in size.walk()):
@@ -43,6 +46,13 @@ def _of_32_bits(node: Node, known: Facts) -> bool:
         )
         is not None
     )
+
+
+def only_value(known: Facts, name: str) -> Node | None:
+    """What the variable is set to, if that happens once."""
+    values = [n for n in known.of("assign") if n.base is not None and n.base.path() == name and n.args]
+    changed = any(n.name in ("++", "--") and n.args and n.args[0].path() == name for n in known.of("unary"))
+    return bare(values[0].args[0]) if len(values) == 1 and values[0].name == "=" and not changed else None
 
 
 def _holds(size: Node, paths: set[str]) -> bool:
@@ -134,6 +144,44 @@ def _sum_only(comparison: Node, path: str) -> bool:
         ):
             return True
     return False
+
+
+@check("allocation-unlimited", "call")
+def allocation_unlimited(function: Node) -> Iterable[Node]:
+    """Memory is made for as much as a number out of text says, and nothing limits the number from above."""
+    known = facts(function)
+    numbers = {path: known.place[id(node)] for node, path, _ in taken(known, TEXT_NUMBER)}
+    for call in known.of("call") if numbers else ():
+        if not ALLOCATES.search(called(call)) and not (call.new and call.name == "[]"):
+            continue
+        place = known.place[id(call)]
+        for size in call.args:
+            paths = [n.path() for n in size.walk() if n.kind == "name" and numbers.get(n.name, place) < place]
+            if any(not _limited(known, path, call) for path in paths):
+                yield call
+                break
+
+
+def _limited(known: Facts, path: str, use: Node) -> bool:
+    """Whether the number isn't large where it is used: a comparison says so, or a min, mask or remainder."""
+    around = {id(n): n for n in known.ancestors(use)}
+    for comparison, other in known.compared(path):
+        if known.place[id(comparison)] > known.place[id(use)] or bare(other).value == 0:
+            continue
+        above = next((n for n in known.ancestors(comparison) if n.kind in ("if", "loop", "conditional")), comparison)
+        left = any(n.path() == path for n in comparison.args[0].walk())
+        lower = comparison.name in ((">", ">=") if left else ("<", "<="))
+        if not (lower and id(above) in around and any(n is use for part in above.body for n in part.walk())):
+            return True
+    small = re.fullmatch(r"(unsigned |signed )?(char|short)|u?int(8|16)_t|[us](8|16)", known.types.get(path, ""))
+    masks = any(
+        (n.name in ("%", "&", "%=", "&=") or re.search(r"(?i)min|clamp|limit|check|valid", called(n) or "-"))
+        and any(m.path() == path for m in n.walk())
+        for kind in ("binary", "call", "assign")
+        for n in known.of(kind)
+        if called(n) not in ("scanf", "sscanf", "fscanf")
+    )
+    return small is not None or masks
 
 
 @check("overflow-tested-late", "binary", "assign")

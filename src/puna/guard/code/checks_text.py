@@ -26,7 +26,7 @@ COPIES = frozenset(
     )
 )
 PRINTS = frozenset(("sprintf", "vsprintf", "wsprintf", "wsprintfA", "_stprintf"))
-_CONVERSION = re.compile(r"%[-+ #0]*(\d+|\*)?(\.(\d+|\*))?(hh|h|ll|l|z|j|t|L)?([diouxXeEfFgGcspn%])")
+_CONVERSION = re.compile(r"%[-+ #0]*+(\d{1,9}|\*)?(\.(\d{1,9}|\*))?(hh|h|ll|l|z|j|t|L)?([diouxXeEfFgGcspn%])")
 _WIDTH = {"d": 11, "i": 11, "u": 10, "o": 11, "x": 8, "X": 8, "c": 1, "p": 18, "%": 1}
 _LONG = {"d": 20, "i": 20, "u": 20, "o": 22, "x": 16, "X": 16}
 KNOWN_SIZES = {
@@ -53,8 +53,14 @@ def _length(declared: Node | None) -> int | None:
     return KNOWN_SIZES.get(declared.name) if declared.kind == "name" else None
 
 
-def _measured(source: Node, known: Facts) -> bool:
+def _measured(source: Node, known: Facts, room: int | None = None) -> bool:
     """Whether the function takes the length of `source` (or of a text that holds it) or made room for it."""
+    own = known.arrays.get(source.walk()[0].path()) or next(
+        (known.arrays[n.name] for n in source.walk() if n.kind == "name" and n.name in known.arrays), None
+    )
+    fills = _length(own)
+    if room is not None and fills is not None:
+        return fills <= room
     paths = {n.path() for n in source.walk() if n.kind in ("name", "member", "index") and n.path()}
     for node in known.of("call"):
         if called(node) in ("strlen", "wcslen", "strnlen", "sizeof", "size", "length") and any(
@@ -98,7 +104,21 @@ def _copy_unbounded(node: Node, known: Facts) -> bool:
         return False  # within one text
     if _written_out(source):
         return False
-    return not _measured(source, known)
+    if room is not None and _bound_beyond(source, room, known):
+        return True
+    return not _measured(source, known, room)
+
+
+def _bound_beyond(source: Node, room: int, known: Facts) -> bool:
+    """`if (strlen(s) > 128)`: the length is compared, but with more than the array holds."""
+    limits = []
+    for node in known.of("binary"):
+        if node.name in ("<", ">", "<=", ">=", "==", "!=") and len(node.args) == 2:
+            for one, other in (node.args, node.args[::-1]):
+                if called(bare(one)) == "strlen" and bare(one).args and bare(bare(one).args[0]).path() == source.path():
+                    limit = bare(other)
+                    limits.append(limit.value if limit.kind == "number" and isinstance(limit.value, int) else 0)
+    return bool(source.path()) and bool(limits) and min(limits) > room
 
 
 def longest(template: str) -> int | None:
@@ -157,14 +177,22 @@ def copy_into_array(function: Node) -> Iterable[Node]:
     """strcpy into an array of the function, or memcpy into one with a length that nothing compared."""
     known = facts(function)
     for node in known.of("call"):
-        if not node.args or _array(node.args[0], known) is None:
+        if not node.args or not (_array(node.args[0], known) is not None or _fixed(node.args[0], known)):
             continue
         if _copy_unbounded(node, known) or (
-            called(node) in ("memcpy", "memmove", "CopyMemory", "RtlCopyMemory", "bcopy")
+            called(node) in ("memcpy", "memmove", "CopyMemory", "RtlCopyMemory", "bcopy", "copy_from_user")
             and len(node.args) == 3
             and _size_free(node.args[2], known, node)
         ):
             yield node
+
+
+def _fixed(target: Node, known: Facts) -> bool:
+    """C++: `a.data()` of a std::array."""
+    target = bare(target)
+    if called(target) != "data" or target.base is None or target.base.base is None:
+        return False
+    return known.types.get(target.base.base.path(), "").startswith("std::array")
 
 
 def _size_free(size: Node, known: Facts, at: Node) -> bool:
@@ -180,7 +208,7 @@ def _size_free(size: Node, known: Facts, at: Node) -> bool:
         return False
     place = known.place[id(at)]
     for path in paths:
-        if any(at_test <= place for at_test in known.tested.get(path, ())):
+        if any(t + len(known.nodes[t].walk()) <= place for t in known.tested.get(path, ())):
             return False
         for node in known.nodes[:place]:
             if node.kind == "assign" and node.base is not None and node.base.path() == path and node.args:
@@ -247,11 +275,7 @@ def stream_into_array(function: Node) -> Iterable[Node]:
     if any(called(n) in ("width", "setw") for n in known.of("call")):
         return
     for node in known.of("binary"):
-        if (
-            node.name == ">>"
-            and node.args
-            and node.args[0].path().rsplit(".", 1)[-1] == "cin"
-        ):
+        if node.name == ">>" and node.args and node.args[0].path().rsplit(".", 1)[-1] == "cin":
             for target in node.args[1:]:
                 if (
                     target.kind == "name"

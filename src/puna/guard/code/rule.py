@@ -12,6 +12,7 @@ import yaml
 from puna.errors import PunaError
 from puna.guard.code import (  # noqa: F401 - they register checks
     checks_arithmetic,
+    checks_arrays,
     checks_classes,
     checks_copies,
     checks_covered,
@@ -28,6 +29,7 @@ from puna.guard.code import (  # noqa: F401 - they register checks
     checks_paths,
     checks_record,
     checks_room,
+    checks_slips,
     checks_source,
     checks_stream,
     checks_text,

@@ -14,7 +14,7 @@ from puna.guard.code.view import Node
 KEEP = frozenset(
     """toString to_string to_s strip trim encode decode lower upper toLowerCase toUpperCase clone as_str
     to_owned c_str str String into as_bytes as_ref unwrap expect copy rstrip lstrip chomp data ToString Trim
-    freeze dup getBytes toByteArray Bytes bytes trimIndent trimMargin stripIndent orEmpty lowercase uppercase
+    freeze dup squish strip_heredoc getBytes toByteArray Bytes bytes trimIndent trimMargin stripIndent orEmpty lowercase uppercase
     ToLowerInvariant ToUpperInvariant intern""".split()  # noqa: SIM905 - a list of words
 )
 APPEND = frozenset(
@@ -187,7 +187,16 @@ def composed(known: Knowledge, call) -> Value | None:  # type: ignore[no-untyped
     if name in TRANSLATED and args and is_text(args[0]):
         return args[0]
     if receiver is None or node.base is None or node.base.kind != "member":
+        if name == "append" and args and (args[0].items is not None or not args[0].atoms):  # Go: xs = append(xs, x)
+            items = [*(args[0].items or []), *args[1:]]
+            return Value(args[0].paths, atoms=join_atoms(args), items=items[:50], node=node)
+        if name == "make" and args and receiver is None and "make" in call.paths:  # Go: nothing in it yet
+            return Value(items=[], node=node) if node.args[0].raw == "slice_type" else None
         return None
+    if "strings.Repeat" in call.paths and args and args[0].known():
+        return args[0]
+    if "strings.Join" in call.paths and len(args) == 2 and args[0].items is not None:
+        return compose([part for item in args[0].items for part in (item, args[1])][:-1], node)
     if name == "formatted" or (name == "format" and is_text(receiver) and "{" not in (receiver.text or "")):
         return percent(receiver, args, Value(atoms=join_atoms(args)), node) if is_text(receiver) else None
     if name == "format" and is_text(receiver):
