@@ -56,10 +56,20 @@ def test_that_it_is_not_one_word_says_nothing_of_a_value(test: str) -> None:
     ("language", "source"),
     [
         ("python", "def f(request):\n    if 'x' in request.args:\n        os.system('ls ' + request.args['x'])\n"),
+        ("ruby", "def f\n  system(<<~A)\n    ls #{params[:x]}\n  A\nend\n"),
+        ("ruby", "class A\n  def initialize(x)\n    @x = params[:x]\n  end\n  def f\n    system(@x)\n  end\nend\n"),
+        ("ruby", 'def x\n  "ls #{params[:x]}"\nend\ndef f\n  system(x())\nend\n'),
         ("javascript", "const run = (x) => `ls ${x}`;\napp.get('/', (req, res) => { exec(run(req.query.x)); });\n"),
         ("javascript", "app.get('/', (req, res) => { const d = req.body; if (d.type === 'a') exec('ls ' + d.x); });\n"),
     ],
-    ids=["presence of a key", "function in a constant", "kind of a message"],
+    ids=[
+        "presence of a key",
+        "heredoc",
+        "instance variable",
+        "last expression",
+        "function in a constant",
+        "kind of a message",
+    ],
 )
 def test_what_does_not_end_the_flow(language: str, source: str) -> None:
     assert any(finding.cwe == "CWE-78" for finding in guard.scan_code(source, language))

@@ -73,6 +73,8 @@ def _shown(node: Node) -> Iterator[Node]:
             stack.extend(at.args)
         elif at.kind in ("name", "member"):
             yield at
+        elif at.kind == "index" and len(at.args) == 1 and at.args[0].kind == "string":  # params[:password]
+            yield Node("name", at.start, at.end, at.raw, name=str(at.args[0].value))
         elif at.kind == "unary" or (at.kind == "binary" and at.name in ("==", "===", "!=", "!==", "<", ">", "in")):
             continue
         elif at.kind == "conditional":

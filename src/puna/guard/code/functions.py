@@ -170,7 +170,7 @@ class Functions(Expressions):
             if helper is not None:
                 return self.helped(helper, call, env, scope)
         if node.base is not None and node.base.name == "map" and receiver is not None and args and args[0].function:
-            return Value(tuple(p + "()" for p in paths), atoms=self.mapped(receiver, args[0].function), node=node)
+            return Value(tuple(p + "()" for p in paths), atoms=self.mapped(call, args[0].function), node=node)
         result_paths = paths if node.new else tuple(p + "()" for p in paths)
         inputs = [*([receiver] if receiver is not None else []), *(args[1:] if strings.looks_up(call) else args)]
         atoms = join_atoms(inputs)
@@ -179,15 +179,18 @@ class Functions(Expressions):
             atoms = (Atom("unknown", (paths[0] + "()")[:80], node.start),)
         return Value(result_paths, atoms=atoms, node=node)
 
-    def mapped(self, receiver: Value, function: Node) -> tuple[Atom, ...]:
-        """What a list has after `map`: of what was in it only what the function's result takes from its element."""
+    def mapped(self, call: Call, function: Node) -> tuple[Atom, ...]:
+        """What a list has after `map`: of what was in it only what the function's result takes from its element (the
+        first parameter; of a block that takes key and value, each)."""
         result = self.results.get(id(function))
-        if result is None:
-            return receiver.atoms
-        kept = [a for a in result.atoms if a.parameter < 0 or a.text not in {p.name for p in function.args}]
-        element = function.args[0].name if function.args else ""
-        uses = not function.args or any(a.parameter >= 0 and a.text == element for a in result.atoms)
-        return join_atoms([Value(atoms=tuple(kept)), receiver] if uses else [Value(atoms=tuple(kept))])
+        assert call.receiver is not None
+        if result is None or not function.args:
+            return call.receiver.atoms
+        names = [p.name for p in function.args]
+        elements = names if call.keys[-1] == "&" else names[:1]
+        kept = Value(atoms=tuple(a for a in result.atoms if a.parameter < 0 or a.text not in names))
+        uses = any(a.parameter >= 0 and a.text in elements for a in result.atoms)
+        return join_atoms([kept, call.receiver] if uses else [kept])
 
     def helper(self, call: Call, env: Env) -> Node | None:
         """The function of this file that is called, if it is plain which."""

@@ -290,3 +290,20 @@ def catch(body: str = "body") -> Handler:
         )
 
     return handler
+
+
+NO_VALUE = frozenset(("assign", "loop", "return", "throw", "exit", "function", "class", "import", "catch"))
+
+
+def valued(body: list[Node]) -> list[Node]:
+    """A body whose last expression is what it gives back, as a return."""
+    if not body or body[-1].kind in NO_VALUE:
+        return body
+    last = body[-1]
+    if last.kind == "if":
+        last.body, last.orelse = valued(last.body), valued(last.orelse)
+        return body
+    if last.kind == "block":
+        last.body = valued(last.body)
+        return body
+    return [*body[:-1], Node("return", last.start, last.end, last.raw, args=[last])]

@@ -7,6 +7,7 @@ from puna.guard.code import lower_statements as S
 from puna.guard.code.view import Node
 
 _HOLES = ("interpolation",)
+MAX_UP = 12  # levels between the mark of a text and the text
 
 
 def _call(low: L.Lowering, syntax: Syntax) -> Node:
@@ -14,6 +15,8 @@ def _call(low: L.Lowering, syntax: Syntax) -> Node:
     node = _method(low, syntax)
     assert node is not None
     assert node.keys is not None
+    if node.base is not None and node.base.kind == "name" and node.base.name in ("raise", "fail"):
+        return low.node("throw", syntax, args=node.args)
     given = low.lower(syntax.child_by_field_name("block"))
     if given is not None:
         node.args = [*node.args, given]
@@ -48,12 +51,43 @@ def _leave(low: L.Lowering, syntax: Syntax) -> Node:
     return low.node("return", syntax, args=low.all(inside))
 
 
+_plain_function = S.function()
+
+
+def _function(low: L.Lowering, syntax: Syntax) -> Node:
+    """A method or block: its last expression is what it gives back."""
+    made = _plain_function(low, syntax)
+    assert made is not None
+    made.body = S.valued(made.body)
+    return made
+
+
+def _variable(low: L.Lowering, syntax: Syntax) -> Node:
+    """`@name` as a member of self, so that it is known in every method."""
+    return low.node("member", syntax, base=low.node("name", syntax, name="self"), name=low.text(syntax).lstrip("@"))
+
+
+def _heredoc(low: L.Lowering, syntax: Syntax) -> Node | None:
+    """`<<~SQL`, whose text stands after the statement."""
+    mark = low.text(syntax).lstrip("<~-").strip("\"'`")
+    at: Syntax | None = syntax
+    for _ in range(MAX_UP):
+        below = at.next_named_sibling if at is not None else None
+        while below is not None:
+            if below.type == "heredoc_body" and low.text(below).rstrip().endswith(mark):
+                return low.lower(below)
+            below = below.next_named_sibling if below.start_point[0] == syntax.start_point[0] else None
+        at = at.parent if at is not None else None
+    return None
+
+
 TABLE: dict[str, L.Handler] = {
     "comment": L.skip,
     "identifier": L.name,
     "constant": L.name,
-    "instance_variable": L.name,
-    "class_variable": L.name,
+    "instance_variable": _variable,
+    "class_variable": _variable,
+    "heredoc_beginning": _heredoc,
     "global_variable": L.name,
     "self": L.name,
     "scope_resolution": L.dotted,
@@ -80,11 +114,11 @@ TABLE: dict[str, L.Handler] = {
     "array": L.collection,
     "hash": L.mapping(("pair",)),
     "parenthesized_statements": L.inner(),
-    "do_block": S.function(),
-    "block": S.function(),
-    "lambda": S.function(),
-    "method": S.function(),
-    "singleton_method": S.function(),
+    "do_block": _function,
+    "block": _function,
+    "lambda": _function,
+    "method": _function,
+    "singleton_method": _function,
     "class": S.klass(bases=("superclass",)),
     "module": S.klass(),
     "assignment": _assign,

@@ -1,5 +1,7 @@
 """Rust."""
 
+import re
+
 from tree_sitter import Language, Parser
 from tree_sitter import Node as Syntax
 
@@ -56,7 +58,25 @@ def _macro(low: L.Lowering, syntax: Syntax) -> Node:
         inner = L.Lowering(TABLE, source, low.shift + tree.start_byte + 1 - len(_PREFIX) - 1, low.budget)
         inner.depth = low.depth + 1
         node.args, node.keys = L.arguments(inner, call.child_by_field_name("arguments"))
+        _captured(low, tree, node)
     return node
+
+
+_CAPTURED = re.compile(r"(?<!\{)\{([a-z_]\w*)(?::[^{}]*)?\}")
+
+
+def _captured(low: L.Lowering, tree: Syntax, node: Node) -> None:
+    """The names that a format's text holds (`"{name}"`), as keyword arguments."""
+    text = next((a.value for a in node.args if a.kind == "string"), None)
+    if not isinstance(text, str) or "{" not in text:
+        return
+    keys = list(node.keys or ()) or [None] * len(node.args)
+    args = list(node.args)
+    for name in dict.fromkeys(_CAPTURED.findall(text)):
+        if name not in keys:
+            args.append(low.node("name", tree, name=name))
+            keys.append(name)
+    node.args, node.keys = args, keys
 
 
 def _descend(syntax: Syntax) -> list[Syntax]:
@@ -96,23 +116,6 @@ def _struct(low: L.Lowering, syntax: Syntax) -> Node:
     )
 
 
-_NO_VALUE = frozenset(("assign", "loop", "return", "throw", "exit", "function", "class", "import", "catch"))
-
-
-def _valued(body: list[Node]) -> list[Node]:
-    """A body whose last expression is what it gives back, as a return."""
-    if not body or body[-1].kind in _NO_VALUE:
-        return body
-    last = body[-1]
-    if last.kind == "if":
-        last.body, last.orelse = _valued(last.body), _valued(last.orelse)
-        return body
-    if last.kind == "block":
-        last.body = _valued(last.body)
-        return body
-    return [*body[:-1], Node("return", last.start, last.end, last.raw, args=[last])]
-
-
 _FUNCTION = S.function()
 
 
@@ -124,7 +127,7 @@ def _function(low: L.Lowering, syntax: Syntax) -> Node:
     if block is not None and block.type == "block" and block.named_children:
         last = block.named_children[-1]
         if not (last.type == "expression_statement" and last.children[-1].type == ";"):
-            made.body = _valued(made.body)
+            made.body = S.valued(made.body)
     return made
 
 
@@ -179,7 +182,7 @@ def _match(low: L.Lowering, syntax: Syntax) -> Node:
         head, given = arm.child_by_field_name("pattern"), low.lower(arm.child_by_field_name("value"))
         if given is None or head is None:
             continue
-        if given.kind == "block" and given.body and given.body[-1].kind not in (*_NO_VALUE, "if", "block"):
+        if given.kind == "block" and given.body and given.body[-1].kind not in (*S.NO_VALUE, "if", "block"):
             rest = low.node("block", arm, body=given.body[:-1])
             given = low.node("other", arm, args=[rest, given.body[-1]])
         bound = _bound(low, head)
