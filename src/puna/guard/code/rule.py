@@ -29,6 +29,7 @@ from puna.guard.code import (  # noqa: F401 - they register checks
     checks_paths,
     checks_record,
     checks_room,
+    checks_services,
     checks_slips,
     checks_source,
     checks_stream,
