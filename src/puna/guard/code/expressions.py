@@ -1,6 +1,8 @@
 """The value of an expression: what the data flow knows of it."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
+from functools import cache
 
 from puna.guard.code import strings
 from puna.guard.code.budget import Budget
@@ -13,6 +15,13 @@ from puna.guard.code.view import Node
 SELF = ("self", "this", "cls", "$this")
 
 
+@cache
+def _handlers(kind: type["Expressions"]) -> dict[str, Callable[..., Value]]:
+    """The class's methods by the kind of node. Not bound: an object that holds its own methods, and with it the whole
+    tree, would wait for the collector of cycles."""
+    return {name[4:]: getattr(kind, name) for name in dir(kind) if name.startswith("_do_")}
+
+
 class Expressions(ABC):
     """Evaluates nodes in an environment (name -> value), and tells `listener` what it meets. Statements are the
     subclass's."""
@@ -23,7 +32,7 @@ class Expressions(ABC):
         self.budget = budget
         self.steps = 0
         self.functions: dict[str, Node] = {}
-        self.handlers = {name[4:]: getattr(self, name) for name in dir(self) if name.startswith("_do_")}
+        self.handlers = _handlers(type(self))
 
     @abstractmethod
     def block(self, nodes: list[Node], env: Env, scope: Scope) -> bool:
@@ -37,7 +46,7 @@ class Expressions(ABC):
         if handler is None:
             self.block([node], env, scope)
             return Value(node=node)
-        return handler(node, env, scope)
+        return handler(self, node, env, scope)
 
     def _do_name(self, node: Node, env: Env, _scope: Scope) -> Value:
         value = env.get(node.name)

@@ -6,6 +6,7 @@ from functools import cache
 
 from puna.guard.code import configuration
 from puna.guard.code.budget import Budget
+from puna.guard.code.collecting import uncollected
 from puna.guard.code.finding import Finding
 from puna.guard.code.flow import Flow
 from puna.guard.code.knowledge import knowledge
@@ -28,6 +29,7 @@ def _index(language: str) -> RuleIndex:
     return RuleIndex(rules_for(language))
 
 
+@uncollected()
 def scan(source: str, language: str, rules: Iterable[Rule] | None = None, seconds: float = SECONDS) -> list[Finding]:
     """The findings in `source`, in order of line; `language` is a name of `languages.LANGUAGES` or `FORMATS`. `rules`:
     these alone instead of all of the language. A scan that its limit ended says so with a finding of its own."""
