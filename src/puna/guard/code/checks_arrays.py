@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from math import prod
 
 from puna.guard.code.checks import check
-from puna.guard.code.checks_facts import Facts, bare, called, facts, in_order
+from puna.guard.code.checks_facts import Facts, bare, called, calls, calls_of, facts, in_order
 from puna.guard.code.view import Node
 
 _WIDTHS = {
@@ -83,7 +83,7 @@ def _moved(known: Facts, name: str) -> bool:
 def room_exceeded(function: Node) -> Iterable[Node]:
     """A copy of a constant size, or of a text of known length, into memory that is known to be shorter."""
     known = facts(function)
-    for call in known.of("call"):
+    for call in calls_of(function, (*_COPIES, "strcpy", "wcscpy")):
         name = called(call)
         target = bare(call.args[0]).name if call.args and bare(call.args[0]).kind == "name" else ""
         if not target:
@@ -91,7 +91,7 @@ def room_exceeded(function: Node) -> Iterable[Node]:
         at = _COPIES.get(name)
         if at is not None and len(call.args) > at:
             size = number(call.args[at])
-        elif name in ("strcpy", "wcscpy") and len(call.args) == 2:
+        elif at is None and len(call.args) == 2:
             size = _text_size(known, bare(call.args[1]), call)
         else:
             continue
@@ -167,7 +167,7 @@ def _rounds(known: Facts, bound: Node, loop: Node) -> int | None:
 def before_array(function: Node) -> Iterable[Node]:
     """`p = buf - 8` with an array of the function: a place in front of it."""
     known = facts(function)
-    for node in known.of("binary"):
+    for node in known.of("binary") if known.arrays else ():
         if node.name == "-" and len(node.args) == 2 and bare(node.args[0]).name in known.arrays:
             less, above = number(node.args[1]), known.parent[id(node)]
             if bare(node.args[0]).kind == "name" and less is not None and less > 0 and above.kind in ("assign", "call"):
@@ -181,7 +181,7 @@ _BYTES = re.compile(r"^(const )?((un)?signed )?(char|void|u?int8_t|u8|BYTE|guint
 def pointer_scaled(function: Node) -> Iterable[Node]:
     """`p + i * sizeof(*p)` where p isn't a pointer to bytes: the compiler has multiplied already."""
     known = facts(function)
-    for node in known.of("binary"):
+    for node in known.of("binary") if "sizeof" in calls(function) else ():
         if node.name not in ("+", "-") or len(node.args) != 2 or node.args[0].kind == "cast":
             continue
         kind = known.types.get(node.args[0].name, "") if node.args[0].kind == "name" else ""
@@ -196,7 +196,7 @@ def pointer_scaled(function: Node) -> Iterable[Node]:
 def scope_left(function: Node) -> Iterable[Node]:
     """A pointer is set to an array of an inner block and reached through after that block."""
     known = facts(function)
-    for node in known.of("assign"):
+    for node in known.of("assign") if known.arrays else ():
         value = bare(node.args[0]) if node.args and node.name == "=" and not node.type else node
         pointer = node.base.path() if node.base is not None and node.base.kind == "name" else ""
         if value.kind != "name" or value.name not in known.arrays or value.name in known.static or not pointer:

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable
 
 from puna.guard.code.checks import check
-from puna.guard.code.checks_facts import Facts, bare, called, facts, in_order, leaves
+from puna.guard.code.checks_facts import Facts, bare, called, calls_of, facts, in_order, leaves
 from puna.guard.code.view import Node
 
 _CHANGES = ("erase", "push_back", "emplace_back", "clear", "pop_back", "push_front")
@@ -39,8 +39,8 @@ def _left_after(known: Facts, call: Node, loop: Node) -> bool:
 def moved_used(function: Node) -> Iterable[Node]:
     """A pointer is reached through in a statement after the one that moved it away."""
     known = facts(function)
-    for call in known.of("call"):
-        name = bare(call.args[0]) if called(call) == "move" and len(call.args) == 1 else call
+    for call in calls_of(function, ("move",)):
+        name = bare(call.args[0]) if len(call.args) == 1 else call
         if name.kind != "name" or call.base is None or call.base.path() not in ("std.move", "move"):
             continue
         below, above = call, known.parent[id(call)]

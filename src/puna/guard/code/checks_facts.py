@@ -1,7 +1,7 @@
 """What the checks of C and C++ ask of a function: its nodes in order, its conditions, its declarations."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cached_property, lru_cache
 
 from puna.guard.code.view import Node
@@ -162,6 +162,27 @@ class Facts:
 @lru_cache(maxsize=2)
 def facts(function: Node) -> Facts:
     return Facts(function)
+
+
+@lru_cache(maxsize=2)
+def calls(function: Node) -> dict[str, list[Node]]:
+    """The function's calls by the last name of what they call."""
+    found: dict[str, list[Node]] = {}
+    for node in facts(function).of("call"):
+        found.setdefault(called(node), []).append(node)
+    return found
+
+
+def calls_of(function: Node, names: Iterable[str]) -> Iterator[Node]:
+    """The calls of functions of these names, in order for each name."""
+    known = calls(function)
+    return (call for name in names for call in known.get(name, ()))
+
+
+@lru_cache(maxsize=2)
+def shapes(function: Node) -> set[str]:
+    """The grammar's own types of the function's nodes."""
+    return {node.raw for node in facts(function).nodes}
 
 
 def _tests(node: Node) -> list[Node]:

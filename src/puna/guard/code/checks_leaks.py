@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable
 
 from puna.guard.code.checks import check
-from puna.guard.code.checks_facts import Facts, bare, called, facts, leaves
+from puna.guard.code.checks_facts import Facts, bare, called, facts, leaves, shapes
 from puna.guard.code.view import Node
 
 _MEMORY = re.compile(
@@ -55,7 +55,7 @@ def _leaked(function: Node, takes: re.Pattern[str], gives: frozenset[str]) -> It
             continue
         if name in known.parameters or name in known.static or name not in known.types or "<" in known.types[name]:
             continue
-        if any(n.raw in _OPAQUE for n in known.nodes):
+        if not shapes(function).isdisjoint(_OPAQUE):
             return
         given = [n for n in known.of("call") if called(n) in gives and _given(n, name)]
         yield from Held(known, name, node, given).faults(made)

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable
 
 from puna.guard.code.checks import check
-from puna.guard.code.checks_facts import Facts, bare, called, facts, in_order
+from puna.guard.code.checks_facts import Facts, bare, called, calls, facts, in_order
 from puna.guard.code.checks_outside import COUNTED, TEXT_NUMBER, taken
 from puna.guard.code.view import Node
 
@@ -150,6 +150,8 @@ def _sum_only(comparison: Node, path: str) -> bool:
 def allocation_unlimited(function: Node) -> Iterable[Node]:
     """Memory is made for as much as a number out of text says, and nothing limits the number from above."""
     known = facts(function)
+    if not any(ALLOCATES.search(name) or name == "[]" for name in calls(function)):
+        return
     numbers = {path: known.place[id(node)] for node, path, _ in taken(known, TEXT_NUMBER)}
     for call in known.of("call") if numbers else ():
         if not ALLOCATES.search(called(call)) and not (call.new and call.name == "[]"):

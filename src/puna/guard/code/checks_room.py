@@ -6,7 +6,7 @@ from itertools import pairwise
 
 from puna.guard.code.checks import check
 from puna.guard.code.checks_covered import length_asked, parameter_pairs
-from puna.guard.code.checks_facts import Facts, bare, called, facts, in_order
+from puna.guard.code.checks_facts import Facts, bare, called, calls_of, facts, in_order
 from puna.guard.code.checks_overflow import ALLOCATES
 from puna.guard.code.view import Node
 
@@ -82,8 +82,8 @@ def _bounded_text(known: Facts, call: Node) -> bool:
 def append_whole_room(function: Node) -> Iterable[Node]:
     """`strncat(d, s, sizeof(d))`: the number says how much may be added, not how much there is room for."""
     known = facts(function)
-    for call in known.of("call"):
-        if called(call) not in ("strncat", "wcsncat") or len(call.args) != 3:
+    for call in calls_of(function, ("strncat", "wcsncat")):
+        if len(call.args) != 3:
             continue
         target, size = bare(call.args[0]).path(), bare(call.args[2])
         less = (
@@ -112,8 +112,8 @@ _DIRECTIVE = re.compile(r"%(\*)?(\d+)?(?:hh|h|ll|l|z|j|t|L)?(\[\^?\]?[^\]]*\]|[a
 def scan_into_array(function: Node) -> Iterable[Node]:
     """`sscanf(text, "%s", word)` into an array of the function, with no width for the word."""
     known = facts(function)
-    for call in known.of("call"):
-        if called(call) not in ("sscanf", "swscanf", "vsscanf") or len(call.args) < 3:
+    for call in calls_of(function, ("sscanf", "swscanf", "vsscanf")):
+        if len(call.args) < 3:
             continue
         source, template = bare(call.args[0]), bare(call.args[1])
         if template.kind != "string" or source.path() in known.arrays:
@@ -132,8 +132,8 @@ _TEXTS = re.compile(r"^(v?f?s?n?printf|str\w+|fopen|open|puts|fputs|unlink|l?sta
 def link_unterminated(function: Node) -> Iterable[Node]:
     """readlink fills an array without a final NUL, and it is used as text."""
     known = facts(function)
-    for call in known.of("call"):
-        if called(call) not in ("readlink", "readlinkat") or len(call.args) < 3:
+    for call in calls_of(function, ("readlink", "readlinkat")):
+        if len(call.args) < 3:
             continue
         name = bare(call.args[-2]).path()
         if name not in known.arrays:

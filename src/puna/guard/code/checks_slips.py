@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable
 
 from puna.guard.code.checks import check
-from puna.guard.code.checks_facts import Facts, bare, called, dereferenced, facts
+from puna.guard.code.checks_facts import Facts, bare, called, calls_of, dereferenced, facts
 from puna.guard.code.checks_leaks import Held, arm_of
 from puna.guard.code.checks_null import null_tested
 from puna.guard.code.checks_outside import COUNTED, TEXT_NUMBER, taken
@@ -89,11 +89,10 @@ _GETS = ("fgetc", "getc", "getchar", "fgetwc", "getc_unlocked")
 def character_narrowed(function: Node) -> Iterable[Node]:
     """`char c; while ((c = getchar()) != EOF)`: EOF is no character."""
     known = facts(function)
-    if not any(n.name == "EOF" for n in known.of("name")):
-        return
-    for node in known.of("assign"):
-        name = node.base.path() if node.base is not None and node.args else ""
-        if name and known.types.get(name) in ("char", "unsigned char") and called(bare(node.args[0])) in _GETS:
+    for call in calls_of(function, _GETS):
+        node = known.parent[id(call)]
+        name = node.base.path() if node.kind == "assign" and node.base is not None else ""
+        if known.types.get(name) in ("char", "unsigned char") and any(n.name == "EOF" for n in known.of("name")):
             yield node
 
 
@@ -121,10 +120,9 @@ _LOCKS = {
 def lock_kept(function: Node) -> Iterable[Node]:
     """A return between a lock and the unlock that the function otherwise does."""
     known = facts(function)
-    for call in known.of("call"):
-        gives = _LOCKS.get(called(call))
-        path = _held(call) if gives else ""
-        if not gives or not path or known.in_test(call) or known.nested(call):
+    for call in calls_of(function, _LOCKS):
+        gives, path = _LOCKS[called(call)], _held(call)
+        if not path or known.in_test(call) or known.nested(call):
             continue
         given = [n for n in known.of("call") if called(n) in gives and _held(n) == path]
         if not given or known.nested(given[-1]) or any(n.raw == "ERROR" for n in known.nodes):
@@ -154,8 +152,8 @@ _SECRET = re.compile(r"(?i)passw|passphrase|secret|priv_?key|session_?key|^(key|
 def secret_left(function: Node) -> Iterable[Node]:
     """memset of a secret array of the function, which nothing looks at afterwards: compilers leave it out."""
     known = facts(function)
-    for call in known.of("call"):
-        target = bare(call.args[0]) if called(call) in ("memset", "bzero") and call.args else call
+    for call in calls_of(function, ("memset", "bzero") if known.arrays else ()):
+        target = bare(call.args[0]) if call.args else call
         if target.kind != "name" or target.name not in known.arrays or target.name in known.static:
             continue
         if len(call.args) == 3 and bare(call.args[1]).value not in (0, "\0"):
@@ -173,8 +171,8 @@ _VECTORS = ("EVP_EncryptInit_ex", "EVP_EncryptInit", "EVP_EncryptInit_ex2", "EVP
 def iv_constant(function: Node) -> Iterable[Node]:
     """The initialisation vector is an array that was set to constants, and nothing else was put in it."""
     known = facts(function)
-    for call in known.of("call"):
-        given = bare(call.args[4 if called(call).endswith("_ex") else 3]) if called(call) in _VECTORS and len(
+    for call in calls_of(function, _VECTORS):
+        given = bare(call.args[4 if called(call).endswith("_ex") else 3]) if len(
             call.args) > 3 + called(call).endswith("_ex") else call  # fmt: skip
         if given.kind != "name" or given.name not in known.arrays:
             continue

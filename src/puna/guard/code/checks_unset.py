@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable
 
 from puna.guard.code.checks import check
-from puna.guard.code.checks_facts import LEAVES, Facts, bare, called, facts
+from puna.guard.code.checks_facts import LEAVES, Facts, bare, called, calls_of, facts, shapes
 from puna.guard.code.view import Node
 
 _KINDS = re.compile(
@@ -25,7 +25,8 @@ def value_maybe_unset(function: Node) -> Iterable[Node]:
     }
     if not names:
         return
-    jumps = any(n.raw in ("labeled_statement", "ERROR") or n.raw.startswith("preproc") for n in known.nodes)
+    if any(raw in ("labeled_statement", "ERROR") or raw.startswith("preproc") for raw in shapes(function)):
+        return
     uses: dict[str, list[Node]] = {name: [] for name in names}
     for node in known.of("name"):
         if node.name in uses:
@@ -33,8 +34,11 @@ def value_maybe_unset(function: Node) -> Iterable[Node]:
     for name, declared in names.items():
         block = known.parent[id(declared)]
         run = known.parent.get(id(block))
-        if jumps or len(uses[name]) < 3 or run is None or block.raw != "declaration" or run.raw == "switch_statement":
+        if len(uses[name]) < 3 or run is None or block.raw != "declaration" or run.raw == "switch_statement":
             continue
+        first = known.parent[id(uses[name][1])]
+        if first.kind == "assign" and first.base is uses[name][1] and known.parent[id(first)] is run:
+            continue  # set by the first that happens to it
         if any(not _plain(known, n, declared) for n in uses[name]):
             continue
         found = _first_read(known, name, _following(run, block))
@@ -201,8 +205,9 @@ _TEXT = re.compile(r"(const )?(unsigned )?(char|wchar_t)(\[\]| ?\*)")
 def text_unset(function: Node) -> Iterable[Node]:
     """A buffer without contents is appended to, or measured, before anything was put in it."""
     known = facts(function)
-    calls = [n for n in known.of("call") if called(n) in (*_APPENDS, "strlen") and n.args]
-    for call in calls:
+    for call in calls_of(function, (*_APPENDS, "strlen")):
+        if not call.args:
+            continue
         target = bare(call.args[0])
         if target.kind != "name" or not _TEXT.fullmatch(known.types.get(target.name, "")):
             continue
@@ -216,18 +221,21 @@ def text_unset(function: Node) -> Iterable[Node]:
         declared = made[0]
         empty = not declared.args and target.name in known.arrays
         empty = empty or bool(declared.args and called(bare(declared.args[0])) == "malloc")
-        if empty and not any(n.raw in ("labeled_statement", "ERROR") for n in known.nodes):
+        if empty and not shapes(function) & {"labeled_statement", "ERROR"}:
             yield call
             return
+
+
+_LEAVES_KERNEL = {"copy_to_user": 1, "copyout": 0, "nla_put": 3, "put_cmsg": 4}
 
 
 @check("record-unset-sent", "assign", "call")
 def record_unset_sent(function: Node) -> Iterable[Node]:
     """A structure on the stack goes to user space or over the network, and nothing cleared it first."""
     known = facts(function)
-    for call in known.of("call"):
-        at = {"copy_to_user": 1, "copyout": 0, "nla_put": 3, "put_cmsg": 4}.get(called(call), -1)
-        if at < 0 or len(call.args) <= at:
+    for call in calls_of(function, _LEAVES_KERNEL):
+        at = _LEAVES_KERNEL[called(call)]
+        if len(call.args) <= at:
             continue
         source = bare(call.args[at])
         name = source.args[0].path() if source.kind == "unary" and source.name == "&" and source.args else ""
