@@ -1,7 +1,7 @@
 """Checks of handlers in Java, Kotlin and C#: whose record is given, and whether anything asks for a null."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from puna.guard.code.checks import check
 from puna.guard.code.checks_facts import Facts, bare, called, facts
@@ -36,8 +36,23 @@ _LOGINS = re.compile(
 def record_of_anyone(function: Node) -> Iterable[Node]:
     """A handler gives or deletes the record that the address names, and nothing in it asks whose it is: where the
     handler knows who is calling, or the record is nobody else's business."""
-    marks = {n.name for mark in function.marks for n in mark.walk() if n.kind in ("name", "member")}
-    if not any(_ROUTES.match(mark) for mark in marks):
+    types = {a.type for a in function.args} | _names([mark for a in function.args for mark in a.marks])
+    known = any(_LOGINS.match(t) for t in types | _names(function.marks))
+    return _unasked(function, _MAYBE_OTHERS if known else _SURELY_OTHERS)
+
+
+@check("personal-record-of-anyone", "call")
+def personal_record_of_anyone(function: Node) -> Iterable[Node]:
+    """The same in a class that all have to log in for."""
+    return _unasked(function, _MAYBE_OTHERS)
+
+
+def _names(marks: list[Node]) -> set[str]:
+    return {n.name for mark in marks for n in mark.walk() if n.kind in ("name", "member")}
+
+
+def _unasked(function: Node, kinds: re.Pattern[str]) -> Iterator[Node]:
+    if not any(_ROUTES.match(mark) for mark in _names(function.marks)):
         return
     texts = [str(n.value) for mark in function.marks for n in mark.walk() if n.kind == "string"]
     if any(re.search(r"(?i)role|authority|owner|permission|@\w|#\w", text) for text in texts):
@@ -46,10 +61,6 @@ def record_of_anyone(function: Node) -> Iterable[Node]:
     if any(_ASKS.search(n.path() or n.name) for n in known.nodes if n.kind in ("name", "member")):
         return
     given = {a.name for a in function.args if _ID.search(a.name)}
-    types = {a.type for a in function.args} | {
-        n.name for a in function.args for mark in a.marks for n in mark.walk() if n.kind == "name"
-    }
-    kinds = _MAYBE_OTHERS if any(_LOGINS.match(t) for t in marks | types) else _SURELY_OTHERS
     for node in known.of("call"):
         if not _LOOKUPS.match(called(node)) or node.base is None or node.base.base is None:
             continue
@@ -60,7 +71,7 @@ def record_of_anyone(function: Node) -> Iterable[Node]:
 
 
 _MAYBE = frozenset(
-    """FirstOrDefault SingleOrDefault LastOrDefault FirstOrDefaultAsync SingleOrDefaultAsync FindAsync getenv
+    """FirstOrDefault SingleOrDefault LastOrDefault FirstOrDefaultAsync SingleOrDefaultAsync getenv
     GetEnvironmentVariable""".split()  # noqa: SIM905 - a list of words
 )
 
