@@ -57,3 +57,19 @@ def test_blanks(text: str, language: str | None) -> None:
 )  # fmt: skip
 def test_expressions(unit: str, language: str | None) -> None:
     within(unit * (60_000 // len(unit) + 1), language)
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "x->payload{0}_len = x->payload{0};",
+        "char *a{0} = malloc(n{0});",
+        "strcpy(b, p{0}); strcat(b, q{0});",
+        "if (!p{0}) return 1; p{0}->x = q{0}->y;",
+        "A *a{0} = new A; delete a{0}; a{0}->x();",
+    ],
+)
+def test_a_function_of_thousands_of_lines(statement: str) -> None:
+    """Checks of C that look at each node beside each other one."""
+    body = "\n".join(statement.format(i) for i in range(100_000 // len(statement)))
+    within("int f(struct s *x, char *p, int n) {\nchar b[10];\n" + body + "\n}\n", "cpp")

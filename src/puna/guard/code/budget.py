@@ -1,6 +1,9 @@
 """How much one scan may cost: processor time of its thread, so that a busy machine doesn't cut it short."""
 
 import time
+from collections.abc import Iterator
+from contextvars import ContextVar
+from typing import Any, SupportsIndex
 
 
 class Budget:
@@ -20,3 +23,30 @@ class Budget:
             self.look = time.monotonic() + left
             self.spent = left <= 0
         return self.spent
+
+
+running: ContextVar[Budget | None] = ContextVar("running", default=None)  # that of this thread's scan
+
+
+class OutOfTime(Exception):
+    """The budget ended inside of something that looks at a very long function."""
+
+
+class Watched(list[Any]):
+    """A list that looks at the clock whenever one goes through it, so that what is quadratic in it ends in time.
+    Raises OutOfTime."""
+
+    def __init__(self, items: list[Any], budget: Budget) -> None:
+        super().__init__(items)
+        self.budget = budget
+
+    def __iter__(self) -> Iterator[Any]:
+        for item in super().__iter__():
+            if self.budget.check():
+                raise OutOfTime
+            yield item
+
+    def __getitem__(self, at: SupportsIndex | slice) -> Any:
+        if self.budget.check():
+            raise OutOfTime
+        return super().__getitem__(at)

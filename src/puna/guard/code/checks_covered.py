@@ -47,12 +47,10 @@ def _members(known: Facts) -> Iterator[Pair]:
     paths = {n.path() for n in known.of("member")}
     for path in sorted(paths):
         holder, _, name = path.rpartition(".")
-        match = re.match(r"(.+?)_?(\w*?_?)(len|length|size)$", name)
-        if match and holder:
-            for other in sorted(paths):
-                above, _, stem = other.rpartition(".")
-                if above == holder and len(stem) > 2 and stem != name and name.startswith(stem):
-                    yield Pair(other, path)
+        if holder and len(name) > 3 and name.endswith(("len", "length", "size")):
+            for end in range(3, len(name)):
+                if f"{holder}.{name[:end]}" in paths:
+                    yield Pair(f"{holder}.{name[:end]}", path)
 
 
 def length_asked(known: Facts, length: str, start: int, end: int) -> bool:

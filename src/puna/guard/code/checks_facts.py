@@ -4,8 +4,10 @@ import re
 from collections.abc import Iterable, Iterator
 from functools import cached_property, lru_cache
 
+from puna.guard.code.budget import Watched, running
 from puna.guard.code.view import Node
 
+LARGE = 2000  # nodes of a function whose checks look at the clock
 LEAVES = ("return", "throw", "exit")
 
 
@@ -48,6 +50,10 @@ class Facts:
                 stack.append(node.base)
             if node.args:
                 stack += node.args[::-1]
+        budget = running.get()
+        if budget is not None and len(nodes) > LARGE:
+            self.nodes = Watched(nodes, budget)
+            self.kinds = {kind: Watched(same, budget) for kind, same in kinds.items()}
 
     @cached_property
     def parent(self) -> dict[int, Node]:

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 from functools import cache
 
 from puna.guard.code import configuration
-from puna.guard.code.budget import Budget
+from puna.guard.code.budget import Budget, OutOfTime, running
 from puna.guard.code.collecting import uncollected
 from puna.guard.code.finding import Finding
 from puna.guard.code.flow import Flow
@@ -47,10 +47,15 @@ def scan(source: str, language: str, rules: Iterable[Rule] | None = None, second
         if budget.check():
             break
         at = matcher.shift = start
+        before = running.set(budget)
         try:
             _read(data, start, end, language, matcher, chosen, budget)
         except RecursionError:  # the caller's own stack counts too
             budget.deep = 0
+        except OutOfTime:
+            pass
+        finally:
+            running.reset(before)
         if budget.deep is not None:
             line = matcher.position(budget.deep)[0]
             found.setdefault(
