@@ -153,11 +153,18 @@ def _lambda(low: L.Lowering, syntax: Syntax) -> Node:
     return low.node("function", syntax, args=names, body=body)
 
 
+def _constructed(syntax: Syntax) -> Syntax:
+    """Of `Base(1)` the type."""
+    while syntax.type in ("delegation_specifier", "constructor_invocation") and syntax.named_children:
+        syntax = syntax.named_children[0]
+    return syntax
+
+
 def _class(low: L.Lowering, syntax: Syntax) -> Node:
     by_type = {c.type: c for c in syntax.named_children}
     named = syntax.child_by_field_name("name") or by_type.get("identifier")
     bases = [
-        L.dotted(low, c)
+        L.dotted(low, _constructed(c))
         for c in (by_type["delegation_specifiers"].named_children if "delegation_specifiers" in by_type else [])
     ]
     body = low.block(by_type.get("class_body") or by_type.get("enum_class_body"))
