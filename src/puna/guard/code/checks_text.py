@@ -84,6 +84,13 @@ def _written_out(value: Node) -> bool:
     return value.kind == "string" or value.name == "__func__"
 
 
+def _moves(text: Node) -> set[str]:
+    """`s` of `s` and of `s + n`."""
+    text = bare(text)
+    parts = text.args if text.kind == "binary" and text.name in ("+", "-") else [text]
+    return {bare(n).path() for n in parts if bare(n).kind == "name"}
+
+
 def _copy_unbounded(node: Node, known: Facts) -> bool:
     """Whether a call of the strcpy family may write more than fits."""
     if (
@@ -98,14 +105,14 @@ def _copy_unbounded(node: Node, known: Facts) -> bool:
         return room is not None and called(node).endswith("cpy") and len(str(source.value)) >= room
     if source.kind == "name" and source.name.isupper():  # a macro: its text is known where it is written
         return False
-    if {n.path() for n in source.walk() if n.kind == "name"} & {
-        n.path() for n in node.args[0].walk() if n.kind == "name"
-    }:
+    if _moves(source) & _moves(node.args[0]):
         return False  # within one text
     if _written_out(source):
         return False
     if room is not None and _bound_beyond(source, room, known):
         return True
+    if called(node).endswith("cat") and source.path() in known.arrays:
+        return not _measured(source, known) or room is not None
     return not _measured(source, known, room)
 
 
