@@ -128,7 +128,8 @@ def size_from_request(function: Node) -> Iterable[Node]:
     for node in known.of("binary"):
         if node.name == "*" and len(node.args) == 2:
             for one, other in (node.args, node.args[::-1]):
-                if one.kind == "string" and other.kind == "name" and _unbounded(other.name, numbers, known):
+                listed = one.kind == "collection" and len(one.args) == 1
+                if (one.kind == "string" or listed) and other.kind == "name" and _unbounded(other.name, numbers, known):
                     yield node
 
 

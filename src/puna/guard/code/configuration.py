@@ -102,6 +102,8 @@ class _Yaml:
         if depth > MAX_DEPTH or self.budget.check():
             raise ValueError("nested too deep, or out of time")
         start = self.at(event.start_mark)
+        if isinstance(event, yaml.events.ScalarEvent) and event.tag is not None and not event.tag.startswith("tag:"):
+            return Node("other", start, self.at(event.end_mark), "tagged")  # !Ref DbPassword, !vault |
         if isinstance(event, yaml.events.ScalarEvent):
             return _scalar(event.value, event.implicit[0], start, self.at(event.end_mark))
         if isinstance(event, yaml.events.SequenceStartEvent):

@@ -161,6 +161,9 @@ class Functions(Expressions):
             return value
         if args and node.base is not None and node.base.name == "promisify":
             return Value(args[0].paths, node=node)
+        if self.known.input_texts and args and args[0].text in self.known.input_texts:
+            read = Atom("input", str(args[0].text), node.start)
+            return Value(tuple(p + "()" for p in paths), atoms=(read,), node=node)
         composed = strings.composed(self.known, call)
         if composed is not None:
             self.listener.text(node, composed, scope)
@@ -175,6 +178,7 @@ class Functions(Expressions):
         inputs = [*([receiver] if receiver is not None else []), *(args[1:] if strings.looks_up(call) else args)]
         atoms = join_atoms(inputs)
         harmless = receiver is not None and not receiver.atoms and any(p.endswith("()") for p in receiver.paths)
+        harmless = harmless or strings.looks_up(call) or (bool(args) and strings.pure(call))
         if not atoms and not node.new and not harmless:
             atoms = (Atom("unknown", (paths[0] + "()")[:80], node.start),)
         return Value(result_paths, atoms=atoms, node=node)

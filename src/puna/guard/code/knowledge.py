@@ -12,7 +12,7 @@ from puna.errors import PunaError
 from puna.guard.code.pattern import Patterns
 
 SECTIONS = {
-    *("sources", "cleaners", "formatters", "writers"),
+    *("sources", "cleaners", "formatters", "writers", "input_texts"),
     *("input_marks", "input_types", "handler_marks", "handler_classes", "handler_calls"),
 }
 
@@ -49,7 +49,7 @@ class Knowledge:
     index of the format argument -> patterns of calls;
     `input_marks` annotations that make a parameter input, `input_types` its types that do; `handler_marks` annotations
     that make all parameters of a function input, `handler_classes` classes whose heirs' methods take input,
-    `handler_calls` calls that are given such a function."""
+    `handler_calls` calls that are given such a function; `input_texts` names that a call opens to read input."""
 
     sources: dict[str, Patterns]
     cleaners: dict[str, Patterns]
@@ -60,6 +60,7 @@ class Knowledge:
     handler_marks: Patterns
     handler_classes: Patterns
     handler_calls: Patterns
+    input_texts: frozenset[str] = frozenset()
     seen: dict[tuple[str, ...], About] = field(default_factory=dict)
 
     def about(self, paths: tuple[str, ...]) -> About:
@@ -99,6 +100,7 @@ def parse(text: str, where: str) -> Knowledge:
         Patterns(data.get("handler_marks", [])),
         Patterns(data.get("handler_classes", [])),
         Patterns(data.get("handler_calls", [])),
+        frozenset(data.get("input_texts", [])),
     )
 
 

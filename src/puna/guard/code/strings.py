@@ -14,7 +14,8 @@ from puna.guard.code.view import Node
 KEEP = frozenset(
     """toString to_string to_s strip trim encode decode lower upper toLowerCase toUpperCase clone as_str
     to_owned c_str str String into as_bytes as_ref unwrap expect copy rstrip lstrip chomp data ToString Trim
-    freeze dup squish strip_heredoc getBytes toByteArray Bytes bytes trimIndent trimMargin stripIndent orEmpty lowercase uppercase
+    freeze dup squish strip_heredoc getBytes toByteArray Bytes bytes trimIndent trimMargin stripIndent orEmpty lowercase
+    uppercase
     ToLowerInvariant ToUpperInvariant intern""".split()  # noqa: SIM905 - a list of words
 )
 APPEND = frozenset(
@@ -226,6 +227,18 @@ def _joined(between: Value, whole: Value, node: Node) -> Value:
     for part in whole.items if whole.items is not None else [whole]:
         joined += [part, between]
     return compose(joined[:-1], node) if joined else constant("", node)
+
+
+_PURE = frozenset(
+    """array_fill implode join str_repeat rtrim ltrim trim str_pad range repeat fill array_keys array_merge array_map
+    strtolower strtoupper ucfirst sorted list tuple Array""".split()  # noqa: SIM905 - a list of words
+)
+
+
+def pure(call) -> bool:  # type: ignore[no-untyped-def]
+    """Whether a call's result depends on its arguments alone."""
+    base = call.node.base
+    return base is not None and base.name in _PURE
 
 
 _GETTERS = frozenset({"get", "fetch", "getOrDefault", "TryGetValue", "at"})
