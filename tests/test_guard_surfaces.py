@@ -2,12 +2,15 @@
 ways that programs of the web give it."""
 
 import os
+from collections import Counter
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from puna.cli.guard import app
 from puna.errors import PunaError
-from puna.guard.code import scan_answer, scan_path, scan_text
+from puna.guard.code import files, scan_answer, scan_path, scan_text
 from puna.guard.code.finding import Finding
 from puna.guard.code.sarif import sarif
 from puna.guard.code.scan import scan
@@ -40,6 +43,43 @@ def test_links_in_a_folder_are_not_followed(tmp_path: Path) -> None:
     (folder / "link.py").symlink_to(tmp_path / "outside.py")
     assert list(scan_path(folder)) == []
     assert [len(found) for _, _, found in scan_path(tmp_path)] == [1]
+
+
+def test_scripts_without_an_ending_are_told_by_their_first_line(tmp_path: Path) -> None:
+    (tmp_path / "run").write_text("#!/usr/bin/env python3.11\n" + BAD)
+    (tmp_path / "install").write_text("#!/bin/bash\neval $1\n")
+    (tmp_path / "README").write_text("hello\n")
+    (tmp_path / "tool").write_bytes(b"\x7fELF\0\0")
+    (tmp_path / ".git").mkdir()
+    (tmp_path / ".git" / "hook").write_text("#!/bin/sh\neval $1\n")
+    assert [(file.name, found[0].language) for file, _, found in scan_path(tmp_path)] == [
+        ("install", "shell"),
+        ("run", "python"),
+    ]
+    (found,) = [found for _, _, found in scan_path(tmp_path / "run")]
+    assert found[0].language == "python"
+
+
+def test_what_is_passed_over_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    os.mkfifo(tmp_path / "pipe.py")
+    (tmp_path / "loop").symlink_to(tmp_path)
+    (tmp_path / "gone.py").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "notes.odt").write_text("hello")
+    (tmp_path / "large.py").write_text("x = 1\n" * 100)
+    (tmp_path / "small.py").write_text(BAD)
+    monkeypatch.setattr(files, "LONGEST", 100)
+    skipped: Counter[str] = Counter()
+    assert [file.name for file, _, _ in scan_path(tmp_path, skipped=skipped)] == ["small.py"]
+    assert skipped == {
+        "that are links": 2,
+        "that are no plain files": 1,
+        "in no language that is known": 1,
+        "that can't be read or are too long": 1,
+    }
+    with pytest.raises(PunaError, match="scan it in smaller parts"):
+        list(scan_path(tmp_path / "large.py"))
+    said = CliRunner().invoke(app, ["code", str(tmp_path)]).output
+    assert "Not scanned: 1 in no language that is known, 2 that are links, 1 that are no plain files" in said
 
 
 def test_what_is_no_file_is_refused(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections import Counter
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -41,7 +42,7 @@ def code(
     source: str = typer.Argument(
         ...,
         metavar="FILE|FOLDER|-",
-        help="A file, a folder (every file in a known language below it), or - for standard input.",
+        help="A file, a folder (every file below whose name or #! line tells a known language), or -: standard input.",
     ),
     language: str | None = typer.Option(
         None, "--language", "-l", help="The language; by default told from the file's name, or from the text."
@@ -63,7 +64,7 @@ def code(
     from puna import __version__
     from puna.errors import PunaError
     from puna.guard.code import Policy, sarif, scan_path, scan_text
-    from puna.guard.code.files import read_text
+    from puna.guard.code.files import bounded, read_text
     from puna.guard.code.policy import CONFIDENCE
 
     if as_json and as_sarif:
@@ -78,11 +79,12 @@ def code(
     console = Console(highlight=False, soft_wrap=True)
     loud = not (as_json or as_sarif)
     files = unsure = 0
+    skipped: Counter[str] = Counter()
     if source == "-":
-        text = read_text(sys.stdin.buffer.read())
+        text = read_text(bounded(sys.stdin.buffer, "standard input"))
         scans = iter([(Path("-"), text, scan_text(text, language, path="-"))])
     elif Path(source).exists():
-        scans = scan_path(Path(source), language)
+        scans = scan_path(Path(source), language, skipped)
     else:
         raise PunaError(f"{source}: no such file or folder.")
     for _, text, found in scans:
@@ -105,6 +107,9 @@ def code(
         said = f"{errors} errors, {len(open_findings) - errors} warnings" if open_findings else "Nothing found"
         allowed = len(findings) - len(open_findings)
         console.print(f"{said} in {files} files{f', {allowed} allowed' if allowed else ''}. Verdict: {verdict}.")
+        if skipped.total():
+            reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(skipped.items()) if count)
+            console.print(f"[dim]Not scanned: {reasons}.[/]")
         if unsure:
             console.print(f"[dim]{unsure} less sure findings are left out; --confidence low shows them.[/]")
     if verdict == "block" and fail_on != FailOn.never:

@@ -1,9 +1,13 @@
 """Files and folders: what is scanned in them, and as what."""
 
 import codecs
+import os
+import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import BinaryIO
 
 from puna.errors import PunaError
 from puna.guard.code.answer import scan_pieces
@@ -14,6 +18,8 @@ from puna.guard.code.policy import allow
 
 SECONDS = 10.0  # of processor time for one file
 CARRIERS = {".md": "markdown", ".ipynb": "notebook", ".diff": "diff", ".patch": "diff"}
+LONGEST = 50_000_000  # bytes of a file that is read
+_INTERPRETER = re.compile(r"#![^\n]*?\b(?:ba|da|z|k|a)?(python|ruby|php|node|deno|sh)[\d.]*\b")
 SKIPPED = (".git", ".hg", ".svn", "node_modules", "__pycache__", ".venv", "venv", ".tox", ".mypy_cache")
 
 
@@ -41,22 +47,80 @@ def read_text(data: bytes) -> str:
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
-def scan_path(path: Path, language: str | None = None) -> Iterator[tuple[Path, str, list[Finding]]]:
-    """A file, or every file below a folder whose language its name tells (not in the folders of SKIPPED, and no links,
-    which may lead out of it): each with its text and its findings. Raises PunaError for a single file whose language
-    can't be told, and for what is neither a file nor a folder."""
+def scan_path(
+    path: Path, language: str | None = None, skipped: Counter[str] | None = None
+) -> Iterator[tuple[Path, str, list[Finding]]]:
+    """A file, or every file below a folder whose language its name or its first line (`#!`) tells (not in the folders
+    of SKIPPED, and no links, which may lead out of it): each with its text and its findings. What is passed over is
+    counted in `skipped`, by reason. Raises PunaError for a single file that can't be read or whose language can't be
+    told, and for what is neither a file nor a folder."""
     if path.is_file():
-        files = [path]
-    elif not path.is_dir():
+        source = read_text(_content(path))
+        yield path, source, scan_text(source, language or _told(path, source), str(path))
+        return
+    if not path.is_dir():
         raise PunaError(f"{path}: neither a file nor a folder; a pipe can be read as standard input, with -.")
-    else:
-        below = (p for p in path.rglob("*") if not set(SKIPPED) & set(p.relative_to(path).parts))
-        files = sorted(
-            p for p in below if p.is_file() and not p.is_symlink() and (of_file(p.name) or p.suffix == ".ipynb")
-        )
-    for file in files:
+    counted: Counter[str] = Counter() if skipped is None else skipped
+    for file in _below(path, counted):
         try:
-            source = read_text(file.read_bytes())
-        except OSError as error:
-            raise PunaError(f"{file}: can't be read: {error.strerror}.") from error
-        yield file, source, scan_text(source, language or of_file(file.name) or CARRIERS.get(file.suffix), str(file))
+            named = of_file(file.name) or CARRIERS.get(file.suffix if file.suffix == ".ipynb" else "")
+            named = named or (None if "." in file.name else _interpreted(file))
+            if named is None:
+                counted["in no language that is known"] += 1
+                continue
+            source = read_text(_content(file))
+        except (OSError, PunaError):
+            counted["that can't be read or are too long"] += 1
+            continue
+        yield file, source, scan_text(source, language or named, str(file))
+
+
+def _below(path: Path, skipped: Counter[str]) -> Iterator[Path]:
+    """The plain files below a folder, in order."""
+
+    def failed(_error: OSError) -> None:
+        skipped["in folders that can't be read"] += 1
+
+    for folder, folders, names in os.walk(path, onerror=failed):
+        folders[:] = sorted(name for name in folders if name not in SKIPPED)
+        skipped["that are links"] += sum(os.path.islink(os.path.join(folder, name)) for name in folders)
+        for name in sorted(names):
+            file = Path(folder, name)
+            if file.is_symlink():
+                skipped["that are links"] += 1
+            elif not file.is_file():
+                skipped["that are no plain files"] += 1
+            else:
+                yield file
+
+
+def _content(file: Path) -> bytes:
+    """Raises PunaError for a file that can't be read, or is too long."""
+    try:
+        with file.open("rb") as opened:
+            return bounded(opened, str(file))
+    except OSError as error:
+        raise PunaError(f"{file}: can't be read: {error.strerror}.") from error
+
+
+def bounded(opened: BinaryIO, name: str) -> bytes:
+    """What there is to read. Raises PunaError for more than LONGEST bytes."""
+    data = opened.read(LONGEST + 1)
+    if len(data) > LONGEST:
+        raise PunaError(f"{name}: longer than {LONGEST // 1_000_000} MB; scan it in smaller parts.")
+    return data
+
+
+def _told(file: Path, source: str) -> str | None:
+    """The language that a file's name or its first line tells."""
+    return of_file(file.name) or CARRIERS.get(file.suffix) or _interpreter(source[:200])
+
+
+def _interpreted(file: Path) -> str | None:
+    with file.open("rb") as opened:
+        return _interpreter(opened.read(200).decode("latin-1"))
+
+
+def _interpreter(start: str) -> str | None:
+    match = _INTERPRETER.match(start)
+    return {"sh": "shell", "node": "javascript", "deno": "typescript"}.get(match[1], match[1]) if match else None
