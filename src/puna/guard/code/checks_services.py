@@ -89,6 +89,8 @@ def _personal(parts: list[Node], known: Facts) -> bool:
 
 
 def _numbered(node: Node) -> bool:
+    if node.kind == "string":
+        return re.search(r"(?i)id$", str(node.value)) is not None
     return (node.kind in ("name", "member") and re.search(r"(?i)(^|_)id$|ID$|Id$", node.name) is not None) or (
         node.kind == "call" and called(node) in ("Param", "Params", "PathValue", "URLParam", "Vars", "into_inner")
     )

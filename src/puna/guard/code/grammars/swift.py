@@ -19,6 +19,13 @@ def _navigation(low: L.Lowering, syntax: Syntax) -> Node:
     return low.node("member", syntax, base=low.expression(syntax.child_by_field_name("target"), syntax), name=name)
 
 
+def _prefix(low: L.Lowering, syntax: Syntax) -> Node:
+    """`!x`, `-1`; `.red` is a name."""
+    sign = low.text(syntax.child_by_field_name("operation"))
+    target = low.lower(syntax.child_by_field_name("target"))
+    return low.node("unary", syntax, name=sign, args=[target] if target is not None else [])
+
+
 def _call(low: L.Lowering, syntax: Syntax) -> Node:
     """`f(a, label: b) { ... }`: a trailing closure is the last argument; a label is a keyword."""
     below = [c for c in syntax.named_children if "comment" not in c.type]
@@ -163,7 +170,8 @@ TABLE: dict[str, L.Handler] = {
     "disjunction_expression": _BINARY,
     "nil_coalescing_expression": L.binary("value", "if_nil"),
     "bitwise_operation": _BINARY,
-    "prefix_expression": L.unary("target"),
+    "infix_expression": _BINARY,
+    "prefix_expression": _prefix,
     "postfix_expression": L.inner("target"),
     "ternary_expression": L.conditional(("condition", "if_true", "if_false")),
     "try_expression": L.inner("expr"),
