@@ -20,7 +20,7 @@ def within(text: str, language: str | None, seconds: float = SECONDS) -> list[gu
     return found
 
 
-@pytest.mark.parametrize("unit", ["#", "/*", "= &", "& <%"])
+@pytest.mark.parametrize("unit", ["#", "/*", "= &", "& <%", "a b c\n"])
 def test_a_parser_that_does_not_look_at_the_clock(unit: str) -> None:
     """Swift's: quadratic within a token, or worse in its recovery from errors."""
     assert [f.rule for f in within(unit * (60_000 // len(unit)), "swift")] == ["scan-incomplete"]

@@ -3,7 +3,7 @@
 import re
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cache
 
 from tree_sitter import Node as Syntax
@@ -37,7 +37,7 @@ def parse(source: bytes, name: str, budget: Budget) -> Tree | None:
     def read(offset: int, _point: object) -> bytes:
         return source[offset : offset + 65536]
 
-    if any(_runs_away(parser, stretch) for stretch in _endless(source)):
+    if _runs_away(parser, _endless(source)):
         budget.spent = True
         return None
     try:
@@ -59,17 +59,20 @@ def _endless(source: bytes) -> Iterator[bytes]:
     yield from (stretch for stretch in _END.split(rest) if len(stretch) > MAX_LINE)
 
 
-def _runs_away(parser: Parser, stretch: bytes) -> bool:
-    """Whether a part of this takes the parser so long that the whole would take it minutes: its recovery from endless
+def _runs_away(parser: Parser, stretches: Iterable[bytes]) -> bool:
+    """Whether a part of these takes the parser so long that the whole would take it minutes: its recovery from endless
     nesting is quadratic or worse, and seldom looks at the clock."""
-    for start in range(0, len(stretch), MAX_LINE):
-        part = stretch[start : start + MAX_LINE]
-        spent = _seconds(parser, part)
-        if spent > RUNAWAY:
-            return True
-        quadratic = spent > RUNAWAY / 10 and spent > 3 * _seconds(parser, part[: len(part) // 2])
-        if quadratic and spent * (len(stretch) / MAX_LINE) ** 2 > 10 * RUNAWAY:
-            return True
+    total = 0.0
+    for stretch in stretches:
+        for start in range(0, len(stretch), MAX_LINE):
+            part = stretch[start : start + MAX_LINE]
+            spent = _seconds(parser, part)
+            total += spent
+            if spent > RUNAWAY or total > 10 * RUNAWAY:
+                return True
+            quadratic = spent > RUNAWAY / 10 and spent > 3 * _seconds(parser, part[: len(part) // 2])
+            if quadratic and spent * (len(stretch) / MAX_LINE) ** 2 > 10 * RUNAWAY:
+                return True
     return False
 
 
