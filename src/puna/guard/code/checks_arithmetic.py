@@ -32,8 +32,12 @@ def sum_tested_negative(function: Node) -> Iterable[Node]:
     for node in known.of("binary"):
         if in_order(node) and node.name == "<" and bare(node.args[1]).value == 0 and node.args[1].kind == "number":
             total = bare(node.args[0])
+            if isinstance(bare(node.args[1]).value, float):
+                continue
+            given = total.args and any(a.kind == "member" or a.name in known.parameters for a in map(bare, total.args))
             if (
-                total.kind == "binary"
+                given
+                and total.kind == "binary"
                 and total.name == "+"
                 and len(total.args) == 2
                 and not _limited(known)

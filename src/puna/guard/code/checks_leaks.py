@@ -19,6 +19,7 @@ _BORROWS = re.compile(  # functions of the C library that keep nothing of what t
     r"|p?read|p?write|send(to)?|recv(from)?|connect|bind|listen|[gs]etsockopt|shutdown|lseek|fstat|ftruncate|fsync|flock"
     r"|readdir|qsort|snprintf|sprintf|explicit_bzero|bzero|time|localtime_r|gmtime_r|inet_\w+|fileno|accept)$"
 )
+_LONG = 700  # nodes, some 80 lines: in longer functions who owns what mostly hangs on flags that this doesn't follow
 _STARTS = re.compile(
     r"(?i)start|run|exec|invoke|call|show|open|init|attach|regist|delete|release|queue|set|add|post|send"
 )
@@ -40,6 +41,8 @@ def handle_leaked(function: Node) -> Iterable[Node]:
 def _leaked(function: Node, takes: re.Pattern[str], gives: frozenset[str]) -> Iterable[Node]:
     known = facts(function)
     if function.raw == "module" or function.name in ("main", "wmain"):  # all is given back at a program's end
+        return
+    if len(known.nodes) > _LONG:
         return
     seen: set[str] = set()
     for node in known.of("assign"):

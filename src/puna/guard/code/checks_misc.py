@@ -4,7 +4,8 @@ import re
 from collections.abc import Iterable
 
 from puna.guard.code.checks import check
-from puna.guard.code.checks_facts import Facts, bare, called, facts
+from puna.guard.code.checks_facts import Facts, bare, called, facts, leaves
+from puna.guard.code.checks_null import null_tested
 from puna.guard.code.view import Node
 
 _UNSAFE_IN_HANDLER = frozenset(
@@ -80,9 +81,19 @@ def realloc_lost(function: Node) -> Iterable[Node]:
                 called(value) == "realloc"
                 and value.args
                 and bare(value.args[0]).path() == node.base.path()
-                and node.base.kind in ("name", "member")
+                and (node.base.kind == "name" or (node.base.kind == "member" and _goes_on(function, node)))
             ):
                 yield node
+
+
+def _goes_on(function: Node, node: Node) -> bool:
+    """Whether the function returns where realloc failed, so that whoever holds the structure goes on without."""
+    known = facts(function)
+    path = node.base.path() if node.base is not None else ""
+    return any(
+        known.place[id(test)] > known.place[id(node)] and leaves(test.body) and path in null_tested(bare(test.args[0]))
+        for test in known.of("if")
+    )
 
 
 @check("file-race", "call")

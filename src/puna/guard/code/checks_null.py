@@ -191,9 +191,18 @@ def null_late(function: Node) -> Iterable[Node]:
             if not path or path in reported or path.count(".") > 1 or _asserted(known, test):
                 continue
             use = _earlier_use(known, test, {path, *aliases.get(path, ())})
-            if use is not None:
+            if use is not None and (_refuses(known, test) or known.place[id(test)] - known.place[id(use)] < _NEAR):
                 reported.add(path)
                 yield use
+
+
+_NEAR = 100  # nodes, some ten lines
+
+
+def _refuses(known: Facts, test: Node) -> bool:
+    """Whether the function is left where the pointer is NULL: the test is meant for all that follows."""
+    above = next((n for n in known.ancestors(test) if n.kind in ("if", "loop", "conditional")), test)
+    return above.kind == "if" and (leaves(above.body) or (test.name == "!=" and leaves(above.orelse)))
 
 
 def _asserted(known: Facts, test: Node) -> bool:
@@ -234,6 +243,7 @@ def _earlier_use(known: Facts, test: Node, paths: set[str]) -> Node | None:
     """A use before `test` that always happens when `test` is reached, without an assignment between."""
     end = known.place[id(test)]
     around = {id(a) for a in known.ancestors(test)}
+    holders = {path.rpartition(".")[0] for path in paths if "." in path}  # a call that is given one may set the member
     for at in range(end - 1, -1, -1):
         node = known.nodes[at]
         if node.raw == "labeled_statement":
@@ -250,7 +260,8 @@ def _earlier_use(known: Facts, test: Node, paths: set[str]) -> Node | None:
         ):
             return None
         if node.kind == "call" and any(
-            a.kind == "unary" and a.name == "&" and a.args and a.args[0].path() in paths for a in node.args
+            (a.kind == "unary" and a.name == "&" and a.args and a.args[0].path() in paths) or a.path() in holders
+            for a in node.args
         ):
             return None
         if (

@@ -98,11 +98,11 @@ def _constructed(low: L.Lowering, syntax: Syntax) -> Node | None:
 
 
 def _declaration(low: L.Lowering, syntax: Syntax) -> Node | None:
-    """As in every language; what is declared `static` carries that as a mark."""
+    """As in every language; what is declared `static` or `extern`, and outlives the function, is marked so."""
     inside = syntax.parent is not None and syntax.parent.type == "compound_statement"
     node = S.declared(low, syntax) or (_constructed(low, syntax) if inside else None)
     if node is not None and any(
-        c.type == "storage_class_specifier" and low.text(c) == "static" for c in syntax.children
+        c.type == "storage_class_specifier" and low.text(c) in ("static", "extern") for c in syntax.children
     ):
         for declared in [node, *node.body]:
             if declared.kind == "assign":
