@@ -107,7 +107,7 @@ def _copy_unbounded(node: Node, known: Facts) -> bool:
         return False
     if _moves(source) & _moves(node.args[0]):
         return False  # within one text
-    if _written_out(source):
+    if _written_out(source) or (room is None and _made_here(source)):
         return False
     if room is not None and _bound_beyond(source, room, known):
         return True
@@ -154,6 +154,34 @@ def _usual(template: str) -> int:
     return total
 
 
+def _texts(template: str, values: list[Node]) -> list[Node]:
+    """The values of a format's %s, without those that stand in the source."""
+    takes = [found for found in _CONVERSION.finditer(template) if found[5] != "%"]
+    if any("*" in found[0] for found in takes) or len(takes) != len(values):
+        return [v for v in values if not _written_out(v)]
+    return [v for found, v in zip(takes, values, strict=True) if found[5] == "s" and not _written_out(v)]
+
+
+def _made_here(value: Node) -> bool:
+    """A text that a function of the program gives: mostly a name out of a table."""
+    made = value.kind == "call" and value.base is not None and value.base.kind == "name"
+    return made and called(value) not in _OUTSIDE
+
+
+_OUTSIDE = (
+    "getenv",
+    "secure_getenv",
+    "gets",
+    "fgets",
+    "strtok",
+    "strtok_r",
+    "strsep",
+    "getlogin",
+    "readline",
+    "basename",
+)
+
+
 def _print_unbounded(node: Node, known: Facts) -> bool:
     if called(node) not in PRINTS or len(node.args) < 2 or (node.base is not None and node.base.kind == "member"):
         return False
@@ -166,6 +194,8 @@ def _print_unbounded(node: Node, known: Facts) -> bool:
     if most is None:
         values = [bare(v) for v in node.args[2:]]
         if values and all(v.kind == "number" or v.name.isupper() or _written_out(v) for v in values):
+            return False
+        if room is None and all(v.kind != "string" and _made_here(v) for v in _texts(str(template.value), values)):
             return False
         texts = [v for v in values if v.kind in ("name", "member", "index")]
         return ".*s" not in str(template.value) and not (texts and all(_measured(v, known) for v in texts))
