@@ -1,5 +1,6 @@
 """Input that was made to take long: each of these once took many times the limit of a scan."""
 
+import json
 import time
 
 import pytest
@@ -74,3 +75,31 @@ def test_a_function_of_thousands_of_lines(statement: str) -> None:
     """Checks of C that look at each node beside each other one."""
     body = "\n".join(statement.format(i) for i in range(100_000 // len(statement)))
     within("int f(struct s *x, char *p, int n) {\nchar b[10];\n" + body + "\n}\n", "cpp", seconds=0.6)
+
+
+LINES = "".join(f"def f{i}(a, b):\n    if a == {i}:\n        return b.foo({i})\n" for i in range(120))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "```markdown\n" * 20_000,
+        "````markdown\n```python\nx\n```\n" * 5000,
+        f"```\n{LINES}```\n" * 200,
+        json.dumps([{"x": LINES}] * 200),
+        "```python\nx\n```\n" * 600,
+        "".join(f"--- a\n+++ b/x{i}.py\n@@ -1 +1 @@\n+x\n" for i in range(600)),
+        json.dumps([{"command": "ls"}] * 600),
+    ],
+)
+def test_what_is_too_much_to_be_looked_at_is_said(text: str) -> None:
+    """Blocks in blocks, and hundreds of them whose language must be told."""
+    assert [f.rule for f in within(text, None, seconds=0.6)][-1] == "scan-incomplete"
+
+
+def test_a_stream_that_is_fed_at_once_has_one_limit() -> None:
+    stream = guard.CodeStream(seconds=0.5)
+    start = time.thread_time()
+    found = stream.feed(f"```\n{LINES}```\n" * 200)
+    assert time.thread_time() - start < 0.5 + SLACK
+    assert found[-1].rule == "scan-incomplete"

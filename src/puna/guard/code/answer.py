@@ -2,32 +2,41 @@
 
 import re
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 from puna.guard.code import extract
+from puna.guard.code.budget import Budget, running
 from puna.guard.code.detect import detect
-from puna.guard.code.extract import Piece, Run, pieces
+from puna.guard.code.extract import UNREAD, Piece, Run, pieces
 from puna.guard.code.finding import Finding
-from puna.guard.code.scan import SECONDS, incomplete, scan
+from puna.guard.code.scan import INCOMPLETE, SECONDS, incomplete, scan
 
+LOOKING = 0.5  # share of the time in which code is looked for
+PLACING = 0.05  # share of it that is left when the last piece begins
 STRETCH = 40  # lines of an open block after which its finished functions are judged
 _IMPORT = re.compile(r"^\s*(import|from|using|use|#include|require|package|const .*require\(|<\?php)")
 
 
-def scan_pieces(found: list[Piece], seconds: float = SECONDS) -> list[Finding]:
-    """The findings in pieces of code, at their lines in the whole; `path` names the part. The pieces share the limit
-    of `seconds`."""
-    end = time.thread_time() + seconds
+def scan_pieces(found: list[Piece], seconds: float = SECONDS, limit: float | None = None) -> list[Finding]:
+    """The findings in pieces of code, at their lines in the whole; `path` names the part. The pieces share `seconds`;
+    `limit` is the time that is named where it is over (`seconds` itself, where that isn't a rest of it)."""
+    end = time.thread_time() + seconds * (1 - PLACING)
+    limit = seconds if limit is None else limit
     findings: dict[tuple[str, str, int], Finding] = {}
     for piece in found:
         left = end - time.thread_time()
-        if left <= 0:
+        if left <= 0 or piece.language == UNREAD:
             part, line = piece.places[0]
-            stopped = replace(incomplete(line, piece.language, f"takes longer than {seconds:g} s"), path=part)
+            reason = f"takes longer than {limit:g} s" if left <= 0 else "is too much, or in too many blocks"
+            stopped = replace(incomplete(line, piece.language, reason), path=part)
             findings.setdefault((stopped.rule, part, line), stopped)
-            break
-        for finding in scan(piece.source, piece.language, seconds=left):
-            if piece.added is not None and finding.line - 1 not in piece.added:
+            if left <= 0:
+                break
+            continue
+        for finding in scan(piece.source, piece.language, seconds=left, limit=limit):
+            if piece.added is not None and finding.line - 1 not in piece.added and finding.rule != INCOMPLETE:
                 continue
             placed = place(finding, piece)
             findings.setdefault((placed.rule, placed.path, placed.line), placed)
@@ -37,8 +46,16 @@ def scan_pieces(found: list[Piece], seconds: float = SECONDS) -> list[Finding]:
 def scan_found(text: str, language: str | None = None, seconds: float = SECONDS) -> list[Finding]:
     """The findings in the code inside `text`; finding the code counts against the limit, too."""
     start = time.thread_time()
-    found = pieces(text, language)
-    return scan_pieces(found, seconds - (time.thread_time() - start))
+    looking = Budget(seconds * LOOKING)
+    before = running.set(looking)
+    try:
+        found = pieces(text, language)
+    finally:
+        running.reset(before)
+    findings = scan_pieces(found, seconds - (time.thread_time() - start), seconds)
+    if looking.spent and not any(finding.rule == INCOMPLETE for finding in findings):
+        findings.append(incomplete(1, "text", f"takes longer than {seconds:g} s to be told from other text"))
+    return findings
 
 
 def place(finding: Finding, piece: Piece) -> Finding:
@@ -77,21 +94,37 @@ class CodeStream:
         self._depth = 0  # blocks that are open inside a block of Markdown
         self._context: list[str] = []  # the judged lines, blank but for imports
         self._told: set[tuple[str, str, int]] = set()
+        self._until = 0.0  # processor time at which what is judged now must be over
 
     def feed(self, text: str) -> list[Finding]:
         """Take the next part of the answer."""
         *whole, self._rest = (self._rest + text).split("\n")
-        return [finding for line in whole for finding in self._line(line)]
+        with self._limited():
+            return [finding for line in whole for finding in self._line(line)]
 
     def close(self) -> list[Finding]:
         """The answer has ended: judge what is open."""
-        found = self._line(self._rest) if self._rest else []
-        self._rest = ""
-        if self._fence:
-            return found + self._end()
-        if not self.fenced:
-            found += self._new(scan_found("\n".join(self._lines), seconds=self.seconds))
-        return found
+        with self._limited():
+            found = self._line(self._rest) if self._rest else []
+            self._rest = ""
+            if self._fence:
+                return found + self._end()
+            if not self.fenced:
+                found += self._new(scan_found("\n".join(self._lines), seconds=self.seconds))
+            return found
+
+    @contextmanager
+    def _limited(self) -> Iterator[None]:
+        """All that is judged at once shares one limit."""
+        self._until = time.thread_time() + self.seconds
+        before = running.set(Budget(self.seconds))
+        try:
+            yield
+        finally:
+            running.reset(before)
+
+    def _judge(self, found: list[Piece]) -> list[Finding]:
+        return self._new(scan_pieces(found, self._until - time.thread_time(), self.seconds))
 
     def _line(self, line: str) -> list[Finding]:
         opened = extract.opening(line) if "```" in line or "~~~" in line else None
@@ -125,7 +158,7 @@ class CodeStream:
 
     def _end(self) -> list[Finding]:
         """The open block, judged whole."""
-        found = self._new(scan_pieces(extract.block(self._lines, self._named, self._number + 1), self.seconds))
+        found = self._judge(extract.block(self._lines, self._named, self._number + 1))
         self._number += len(self._lines) + 1
         self._lines, self._fence = [], ""
         return found
@@ -142,7 +175,7 @@ class CodeStream:
         if language is None:
             return []
         piece = Piece(source, language, Run("", self._number + 1, upto))
-        return self._new(scan_pieces([piece], self.seconds))
+        return self._judge([piece])
 
     def _new(self, findings: list[Finding]) -> list[Finding]:
         fresh = [f for f in findings if (f.rule, f.path, f.line) not in self._told]

@@ -4,6 +4,8 @@ import json
 import re
 from functools import cache
 
+from puna.guard.code.budget import running
+
 SAMPLE = 12_000  # characters that are looked at
 LONGEST = 1000  # characters of a line of these
 BLANKS = 20  # white space in a row that is looked at
@@ -207,7 +209,11 @@ def scores(source: str) -> dict[str, float]:
 
 def detect(source: str, likely: bool = False) -> str | None:
     """The language of `source` (a name of `languages.LANGUAGES` or `FORMATS`), None if nothing is plain enough:
-    prose, or too little of anything. `likely`: it is said to be code, so that a single sign is enough."""
+    prose, or too little of anything, or the time of the scan is over. `likely`: it is said to be code, so that a single
+    sign is enough."""
+    budget = running.get()
+    if budget is not None and budget.check():
+        return None
     stripped = source.lstrip()
     if stripped[:1] in ("{", "[") and len(source) < 1_000_000:
         try:

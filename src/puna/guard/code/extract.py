@@ -13,9 +13,9 @@ LIKELY = ("code", "script", "source", "program", "snippet", "cell")  # keys unde
 UNSAID = ("text", "txt", "plain", "plaintext", "code")  # names of no language
 MARKDOWN = ("markdown", "md", "mdx")
 MAX_PIECES = 500  # pieces of one text
-_FENCE = re.compile(
-    r"^[ \t>]*+(?:[-*+] |\d{1,3}[.)] )?[ \t]*+(`{3,}|~{3,})[ \t]*+\{?[ \t]*+\.?([\w+#.-]*+)([^`\n]*+)$"
-)
+MAX_DEPTH = 3  # blocks of Markdown in blocks of Markdown
+UNREAD = "unread"  # language of a piece in place of those that are too many, or too deep
+_FENCE = re.compile(r"^[ \t>]*+(?:[-*+] |\d{1,3}[.)] )?[ \t]*+(`{3,}|~{3,})[ \t]*+\{?[ \t]*+\.?([\w+#.-]*+)([^`\n]*+)$")
 _DIFF = re.compile(r"^(?:diff --git |@@ -\d+(?:,\d+)? \+\d+)", re.MULTILINE)
 _SESSION = re.compile(r"^(?:>>>|\.\.\.|\$|%|#) ?")
 # fmt: off
@@ -58,15 +58,16 @@ class Run(Sequence[tuple[str, int]]):
         return self.part, self.first + at
 
 
-def pieces(text: str, language: str | None = None) -> list[Piece]:
+def pieces(text: str, language: str | None = None, depth: int = 0) -> list[Piece]:
     """The code in `text`, in order. `language`: what the text is said to be ("python", "diff", "markdown",
     "notebook"); without it, or where it isn't known, that is found out. Text in which no code is found
-    is one piece of language "text"."""
+    is one piece of language "text"; what is too much or too deep to be looked at is one of language UNREAD. `depth`:
+    blocks of Markdown around."""
     said = (language or "").strip().lower()
     if said in ("diff", "patch") or (not said and _DIFF.search(text)):
         return _diff(text)
     if said in MARKDOWN:
-        return _fences(text)
+        return _fences(text, depth=depth) if depth <= MAX_DEPTH else [Piece("", UNREAD, Run("", 1, 1))]
     if said in ("ipynb", "notebook", "jupyter") or (not said and text.lstrip()[:1] == "{" and '"cells"' in text):
         cells = _notebook(text)
         if cells is not None:
@@ -101,14 +102,14 @@ def closes(line: str, fence: str) -> bool:
     return found is not None and not found[1] and found[0][0] == fence[0] and len(found[0]) >= len(fence)
 
 
-def block(lines: list[str], named: str, first: int, default: str | None = None) -> list[Piece]:
-    """The pieces in a fenced block; `first` is the line number of its first line."""
+def block(lines: list[str], named: str, first: int, default: str | None = None, depth: int = 0) -> list[Piece]:
+    """The pieces in a fenced block; `first` is the line number of its first line, `depth` as for `pieces`."""
     source = "\n".join(lines)
     if named in MARKDOWN or named in ("diff", "patch", "ipynb"):
         shift = first - 1
         return [
             replace(p, places=tuple((w, n + shift) if not w else (w, n) for w, n in p.places))
-            for p in pieces(source, named)
+            for p in pieces(source, named, depth + 1)
         ]
     language = spoken(source, named) or (None if named else default) or detect(source) or "text"
     if language in ("python", "shell") and any(line.startswith((">>> ", "$ ")) for line in lines):
@@ -127,33 +128,33 @@ def spoken(source: str, named: str) -> str | None:
     return found
 
 
-def _fences(text: str, default: str | None = None) -> list[Piece]:
+def _fences(text: str, default: str | None = None, depth: int = 0) -> list[Piece]:
     """Blocks between fences. A block that isn't closed ends with the text, or where the next one opens; inside
     Markdown, an opening fence opens a block within the block."""
     found: list[Piece] = []
     lines = text.split("\n")
-    fence, named, start, depth = "", "", 0, 0
+    fence, named, start, inner = "", "", 0, 0
     for number, line in enumerate(lines):
         if not fence:
             if (opened := opening(line)) is not None:
                 fence, named = opened
-                start, depth = number + 1, 0
+                start, inner = number + 1, 0
         elif closes(line, fence):
-            if depth and len(opening(line)[0]) == len(fence):  # type: ignore[index]
-                depth -= 1
+            if inner and len(opening(line)[0]) == len(fence):  # type: ignore[index]
+                inner -= 1
                 continue
-            found += block(lines[start:number], named, start + 1, default)
+            found += block(lines[start:number], named, start + 1, default, depth)
             fence = ""
         elif (opened := opening(line)) is not None and opened[1] and opened[0] == fence:
             if named in MARKDOWN:
-                depth += 1
+                inner += 1
             else:  # the block before was never closed
-                found += block(lines[start:number], named, start + 1, default)
+                found += block(lines[start:number], named, start + 1, default, depth)
                 named, start = opened[1], number + 1
         if len(found) >= MAX_PIECES:
-            return found
+            return [*found[:MAX_PIECES], Piece("", UNREAD, Run("", number + 1, 1))]
     if fence:
-        found += block(lines[start:], named, start + 1, default)
+        found += block(lines[start:], named, start + 1, default, depth)
     return found
 
 
@@ -191,7 +192,9 @@ def _diff(text: str) -> list[Piece]:
             rows.append(line[1:])
             places.append(("", number))
     end()
-    return found[:MAX_PIECES]
+    if len(found) > MAX_PIECES:
+        return [*found[:MAX_PIECES], Piece("", UNREAD, found[MAX_PIECES].places)]
+    return found
 
 
 def _notebook(text: str) -> list[Piece] | None:
@@ -232,11 +235,17 @@ def _arguments(text: str) -> list[Piece] | None:
         return None
     found: list[Piece] = []
     _strings(value, "", {}, found, 0)
+    if len(found) > MAX_PIECES:
+        found[MAX_PIECES:] = [Piece("", UNREAD, found[MAX_PIECES].places)]
     return [*found, _whole(text, "json")] if found else None
 
 
 def _strings(value: Any, path: str, beside: dict[str, Any], found: list[Piece], depth: int) -> None:
-    if depth > 12 or len(found) >= MAX_PIECES:
+    if len(found) > MAX_PIECES:
+        return None
+    if depth > 12:
+        if isinstance(value, dict | list) and value:
+            found.append(Piece("", UNREAD, Run(path, 1, 1)))
         return None
     if isinstance(value, dict):
         for key, below in value.items():

@@ -30,9 +30,16 @@ def _index(language: str) -> RuleIndex:
 
 
 @uncollected()
-def scan(source: str, language: str, rules: Iterable[Rule] | None = None, seconds: float = SECONDS) -> list[Finding]:
+def scan(
+    source: str,
+    language: str,
+    rules: Iterable[Rule] | None = None,
+    seconds: float = SECONDS,
+    limit: float | None = None,
+) -> list[Finding]:
     """The findings in `source`, in order of line; `language` is a name of `languages.LANGUAGES` or `FORMATS`. `rules`:
-    these alone instead of all of the language. A scan that its limit ended says so with a finding of its own."""
+    these alone instead of all of the language. `limit`: the time to name where `seconds` are what is left of it. A scan
+    that its limit ended says so with a finding of its own."""
     data = source.encode("utf-8", "replace")
     chosen = tuple(rules) if rules is not None else None
     found: dict[tuple[str, int], Finding] = {}
@@ -64,7 +71,7 @@ def scan(source: str, language: str, rules: Iterable[Rule] | None = None, second
             budget.deep = None
     if budget.spent:
         line = matcher.lines.index(at) + 1 if at in matcher.lines else 1
-        found[INCOMPLETE, line] = incomplete(line, matcher.language, f"takes longer than {seconds:.2g} s")
+        found[INCOMPLETE, line] = incomplete(line, matcher.language, f"takes longer than {limit or seconds:.2g} s")
     return sorted(found.values(), key=lambda f: (f.line, f.column, f.rule))
 
 
