@@ -39,9 +39,9 @@ def _call(low: L.Lowering, syntax: Syntax) -> Node:
         elif (given := low.lower(child)) is not None:
             args.append(given)
             keys.append(None)
-    if base.kind == "unary" and base.name == "!" and base.args:  # the grammar reads `!a.b()` as `(!a.b)()`
-        called = low.node("call", syntax, base=base.args[0], args=args, keys=keys)
-        return low.node("unary", syntax, name="!", args=[called])
+    if base.kind in ("unary", "binary") and base.name and base.args:  # read `a + b()` as `(a + b)()`, `!a.b()` too
+        called = low.node("call", syntax, base=base.args[-1], args=args, keys=keys)
+        return low.node(base.kind, syntax, name=base.name, args=[*base.args[:-1], called])
     return low.node("call", syntax, base=base, args=args, keys=keys)
 
 
