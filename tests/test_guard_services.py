@@ -78,3 +78,26 @@ app.get("h") { req -> Response in
 """
     assert "swift-script-composed" in rules("swift", code.replace("BODY", "page(name)"))
     assert "swift-script-composed" not in rules("swift", code.replace("BODY", 'page("x")'))
+
+
+def test_what_failed_a_check_is_not_checked_where_it_failed() -> None:
+    code = """
+package main
+func login(w http.ResponseWriter, r *http.Request) {
+	user := r.FormValue("user")
+	if !known(user) {
+		FIRST
+		return
+	}
+	THEN
+}
+"""
+    log = 'log.Println("user " + user)'
+    assert "go-log-from-input" in rules("go", code.replace("FIRST", log).replace("THEN", ""))
+    assert "go-log-from-input" not in rules("go", code.replace("FIRST", "").replace("THEN", log))
+
+
+def test_swifts_calls_are_operands_of_what_stands_before_them() -> None:
+    code = 'func f(name: String) { webView.evaluateJavaScript("greet(" + CALL(name) + ")") }'
+    assert "swift-script-composed" in rules("swift", code.replace("CALL", "trimmed"))
+    assert "swift-script-composed" not in rules("swift", code.replace("CALL", "escapeHTML"))

@@ -244,9 +244,7 @@ def _filled(name: str, use: Node, known: Facts) -> bool:
     return False
 
 
-_OPENS = frozenset(
-    ("Open", "Query", "QueryContext", "Queryx", "Get", "Post", "Do", "PostForm", "Head")
-)
+_OPENS = frozenset(("Open", "Query", "QueryContext", "Queryx", "Get", "Post", "Do", "PostForm", "Head"))
 _OPENERS = re.compile(r"(?i)(^|\.)(os|http|db|tx|conn|pool|client|http_?client|DefaultClient)$")
 
 

@@ -95,7 +95,7 @@ class Flow(Functions):
         check(then_env, asked)
         checked = {name: value for name, value in then_env.items() if value is not env[name]}
         where = side(test)
-        if where is False:
+        if where is False or (test.kind == "unary" and test.args[0].kind == "call"):  # `if (!valid(x)) ...`: it isn't
             then_env = dict(env)
         then_left = self.block(node.body, then_env, scope)
         if where is True:
