@@ -3,6 +3,7 @@ ways that programs of the web give it."""
 
 import os
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -102,6 +103,35 @@ def test_sarif_addresses_and_columns() -> None:
     place = run["results"][0]["locations"][0]["physicalLocation"]
     assert place["artifactLocation"]["uri"] == "my%20file.py"
     assert run["columnKind"] == "unicodeCodePoints"
+
+
+def test_addresses_of_odd_names() -> None:
+    (found,) = scan_text(BAD, "python", "a:b#c%\udcff.py")
+    (result,) = sarif([found], "1")["runs"][0]["results"]
+    assert result["locations"][0]["physicalLocation"]["artifactLocation"]["uri"] == "a%3Ab%23c%25%EF%BF%BD.py"
+    (result,) = sarif([replace(found, path="my book.ipynb#cell-2")], "1")["runs"][0]["results"]
+    assert result["locations"][0]["physicalLocation"]["artifactLocation"]["uri"] == "my%20book.ipynb#cell-2"
+
+
+def test_code_cannot_steer_the_terminal(tmp_path: Path) -> None:
+    file = tmp_path / "a\x1b[2J.py"
+    file.write_text(BAD.replace("'ls '", "'ls \x1b[31m\u202e'"))
+    said = CliRunner().invoke(app, ["code", str(file)]).output
+    assert "\x1b" not in said
+    assert "\u202e" not in said
+    assert "'ls \\x1b[31m\\u202e'" in said
+
+
+@pytest.mark.parametrize(
+    ("statement", "allowed"),
+    [
+        ("os.system(\n    'ls ' + x\n)  # puna: allow python-shell-composed only for admins", "only for admins"),
+        ("os.system('puna: allow python-shell-composed only for admins' + x)", ""),
+    ],
+)
+def test_where_a_comment_allows(statement: str, allowed: str) -> None:
+    (found,) = scan_text(f"import os, sys\nx = sys.argv[1]\n{statement}", "python", "a.py")
+    assert found.allowed == allowed
 
 
 def rules(code: str, language: str) -> list[str]:

@@ -118,15 +118,22 @@ def code(
 
 def _print(console: Console, finding: "Finding", text: str) -> None:
     colour = "dim" if finding.allowed else "red" if finding.severity == "error" else "yellow"
-    where = f"{finding.path}:{finding.line}:{finding.column}"
+    where = f"{_visible(finding.path)}:{finding.line}:{finding.column}"
     console.print(
         f"[bold]{escape(where)}[/] [{colour}]{'allowed' if finding.allowed else finding.severity}[/] "
         f"{escape(finding.message)} [dim]({finding.cwe}, {finding.rule}, {finding.confidence} confidence)[/]"
     )
     lines = text.split("\n")
     if "#cell-" not in finding.path and " " not in finding.path and finding.line <= len(lines):
-        console.print(f"    [dim]{finding.line:>5} |[/] {escape(lines[finding.line - 1].strip()[:200])}")
+        console.print(f"    [dim]{finding.line:>5} |[/] {escape(_visible(lines[finding.line - 1].strip()[:200]))}")
     for line, origin in finding.trace:
         if line != finding.line:
-            console.print(f"    [dim]{line:>5} : comes from {escape(origin)}[/]")
-    console.print(f"    {'allowed: ' + escape(finding.allowed) if finding.allowed else 'fix: ' + escape(finding.fix)}")
+            console.print(f"    [dim]{line:>5} : comes from {escape(_visible(origin))}[/]")
+    console.print(
+        f"    {'allowed: ' + escape(_visible(finding.allowed)) if finding.allowed else 'fix: ' + escape(finding.fix)}"
+    )
+
+
+def _visible(text: str) -> str:
+    """Without what would steer the terminal: control characters, marks that turn the direction, lone surrogates."""
+    return "".join(c if c.isprintable() or c == "\t" else ascii(c)[1:-1] for c in text)

@@ -33,6 +33,7 @@ def scan_text(source: str, language: str | None, path: str) -> list[Finding]:
     if language is None and source.strip() and [p.language for p in found] == ["text"]:
         raise PunaError(f"{path}: can't tell which language this is; say it with --language.")
     findings = allow(scan_pieces(found, SECONDS), source)
+    path = os.fsencode(path).decode("utf-8", "replace")  # a name may hold bytes that are no text
     return [
         replace(f, path=f"{path}{f.path if f.path.startswith('#') or not f.path else ' ' + f.path}") for f in findings
     ]

@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from puna.guard.code.finding import Finding
 
 CONFIDENCE = ("low", "medium", "high")
-_ALLOW = re.compile(r"puna:[ \t]*allow[ \t]+([a-z0-9][a-z0-9-]*)[ \t:,-]*([^\n]*)")
+LINES = 10  # of a finding in which a comment may allow it
+_ALLOW = re.compile(r"(?:#|//|/\*|\*|--|;|<!--|%)[ \t]*puna:[ \t]*allow[ \t]+([a-z0-9][a-z0-9-]*)[ \t:,-]*([^\n]*)")
 _COMMENT = re.compile(r"^\s*(#|//|/\*|\*|--|;|<!--|%)")
 
 
@@ -36,7 +37,7 @@ class Policy:
 
 def allow(findings: list[Finding], source: str) -> list[Finding]:
     """The findings, with `allowed` set to the reason where the source says `puna: allow RULE reason` in a comment on
-    the same line or alone on the line before. Without a reason nothing is allowed. For code that people have
+    one of its lines (the first LINES of them) or alone on the line before. Without a reason nothing is allowed. For code that people have
     reviewed; a model's own comments decide nothing (`scan_code` and `scan_answer` don't ask)."""
     if "puna:" not in source:
         return findings
@@ -48,4 +49,11 @@ def allow(findings: list[Finding], source: str) -> list[Finding]:
                 reason = reason.removesuffix(end).rstrip()
             if len(reason) >= 3:
                 allowed[match[1], number + bool(_COMMENT.match(line))] = reason
-    return [replace(f, allowed=allowed.get((f.rule, f.line), "")) for f in findings]
+    return [
+        replace(f, allowed=next((allowed[f.rule, n] for n in _lines(f) if (f.rule, n) in allowed), ""))
+        for f in findings
+    ]
+
+
+def _lines(finding: Finding) -> range:
+    return range(finding.line, max(finding.line, min(finding.end_line, finding.line + LINES)) + 1)

@@ -54,7 +54,13 @@ def _location(path: str, line: int, column: int, end_line: int, end_column: int)
     region = {"startLine": line, "startColumn": column, "endLine": end_line, "endColumn": max(end_column, 1)}
     return {
         "physicalLocation": {
-            "artifactLocation": {"uri": quote(path.replace("\\", "/"), safe="/#:@!$&'()*+,;=~")},
+            "artifactLocation": {"uri": _address(path)},
             "region": region,
         }
     }
+
+
+def _address(path: str) -> str:
+    """A file's path, and the part of it after `.ipynb#`, as a relative address."""
+    file, cell, part = path.replace("\\", "/").partition(".ipynb#cell-")
+    return quote(file, safe="/@!$&'()*+,;=~") + cell + quote(part)
