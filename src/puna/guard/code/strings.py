@@ -204,6 +204,10 @@ def composed(known: Knowledge, call) -> Value | None:  # type: ignore[no-untyped
         return braces(receiver, args, call.keys, node)
     if name in ("join", "Join") and len(args) == 2 and is_text(args[0]) and call.paths[0][:6].lower() == "string":
         return _joined(args[0], args[1], node)  # String.join(", ", columns)
+    if name == "join" and receiver.items is not None and len(args) < 2 and all(is_text(a) for a in args):
+        between = args or [constant(",", node)]
+        parts = [part for item in receiver.items for part in (item, *between)]
+        return compose(parts[: -len(between)], node) if parts else constant("", node)
     if name in ("join", "Join") and is_text(receiver) and args:
         return _joined(receiver, args[0], node)
     if name in ADDS and args and is_text(receiver):
@@ -353,6 +357,8 @@ def write(known: Knowledge, call, env: dict[str, Value]) -> None:  # type: ignor
                     Value(atoms=join_atoms(args[writer.format + 1 :])),
                     node,
                 )
+                if args[writer.format].text is None:  # a format that isn't known: what it brings along
+                    value = compose([args[writer.format], *args[writer.format + 1 :]], node)
             else:
                 given = [args[i] if i >= 0 else call.receiver or Value() for i in writer.of if i < len(args)]
                 value = compose(given, node)
@@ -370,6 +376,14 @@ def stream(node: Node, values: list[Value], env: dict[str, Value]) -> None:
                 before = env.get(target.path())
                 if target.kind == "name" and before is not None:
                     env[target.name] = Value(before.paths, atoms=(Atom("local", "std::cin", node.start),), node=node)
+        return
+    holder = node.args[0]
+    if holder.kind == "name" and first.items is not None and len(first.items) < 50:  # Ruby: list << value
+        env[holder.name] = Value(first.paths, atoms=join_atoms(values), items=[*first.items, *values[1:]], node=node)
+        return
+    if holder.kind == "name" and is_text(first) and not isinstance(first.const, int | float):  # Ruby: text << value
+        made = compose(values, node)
+        env[holder.name] = Value(first.paths, made.const, made.text, made.built, made.atoms, node=node)
         return
     if node.args[0].kind == "name" and any(path.endswith(("stringstream", "ostringstream")) for path in first.paths):
         made = compose([first if is_text(first) else constant("", node), *values[1:]], node)
