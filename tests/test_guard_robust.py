@@ -69,7 +69,7 @@ def test_code_after_broken_code_is_scanned() -> None:
 @given(st.text(max_size=300), st.sampled_from(["python", "php", "cpp", "yaml", "dockerfile", None]))
 def test_any_text_is_taken(text: str, language: str | None) -> None:
     for finding in guard.scan_code(text, language):
-        assert 1 <= finding.line <= text.count("\n") + 1
+        assert 1 <= finding.line <= text.count("\n") + text.count("\r") + 1
 
 
 def test_nothing_is_written_and_nothing_is_started(monkeypatch: pytest.MonkeyPatch) -> None:

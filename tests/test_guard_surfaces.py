@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from puna.cli.guard import app
 from puna.errors import PunaError
-from puna.guard.code import files, scan_answer, scan_path, scan_text
+from puna.guard.code import CodeStream, files, scan_answer, scan_path, scan_text
 from puna.guard.code.finding import Finding
 from puna.guard.code.sarif import sarif
 from puna.guard.code.scan import scan
@@ -95,6 +95,15 @@ def test_encodings(tmp_path: Path, encoding: str) -> None:
     file.write_bytes(("# é\n" + BAD).replace("\n", "\r\n").encode(encoding))
     ((_, _, (found,)),) = scan_path(file)
     assert (found.line, found.column) == (4, 5)
+
+
+@pytest.mark.parametrize("end", ["\r", "\r\n", "\n"])
+def test_line_ends(end: str) -> None:
+    answer = f"So:\n```python\n{BAD}```\n".replace("\n", end)
+    (whole,) = scan_answer(answer)
+    stream = CodeStream()
+    parts = [found for letter in answer for found in stream.feed(letter)] + stream.close()
+    assert [(f.line, f.column) for f in (whole, *parts)] == [(5, 5), (5, 5)]
 
 
 def test_sarif_addresses_and_columns() -> None:

@@ -98,14 +98,17 @@ class CodeStream:
 
     def feed(self, text: str) -> list[Finding]:
         """Take the next part of the answer."""
-        *whole, self._rest = (self._rest + text).split("\n")
+        text = self._rest + text
+        held = "\r" if text.endswith("\r") else ""  # a \n may follow
+        *whole, self._rest = extract.plain_ends(text.removesuffix(held)).split("\n")
+        self._rest += held
         with self._limited():
             return [finding for line in whole for finding in self._line(line)]
 
     def close(self) -> list[Finding]:
         """The answer has ended: judge what is open."""
         with self._limited():
-            found = self._line(self._rest) if self._rest else []
+            found = self._line(self._rest.removesuffix("\r")) if self._rest else []
             self._rest = ""
             if self._fence:
                 return found + self._end()

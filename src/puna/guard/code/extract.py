@@ -63,6 +63,7 @@ def pieces(text: str, language: str | None = None, depth: int = 0) -> list[Piece
     "notebook"); without it, or where it isn't known, that is found out. Text in which no code is found
     is one piece of language "text"; what is too much or too deep to be looked at is one of language UNREAD. `depth`:
     blocks of Markdown around."""
+    text = plain_ends(text)
     said = (language or "").strip().lower()
     if said in ("diff", "patch") or (not said and _DIFF.search(text)):
         return _diff(text)
@@ -84,6 +85,11 @@ def pieces(text: str, language: str | None = None, depth: int = 0) -> list[Piece
     if calls is not None:
         return calls
     return [_whole(text, detect(text) or "text")]
+
+
+def plain_ends(text: str) -> str:
+    """All line ends as \\n, as compilers and interpreters take them."""
+    return text.replace("\r\n", "\n").replace("\r", "\n") if "\r" in text else text
 
 
 def _whole(text: str, language: str, where: str = "", first: int = 1) -> Piece:

@@ -11,7 +11,7 @@ from typing import BinaryIO
 
 from puna.errors import PunaError
 from puna.guard.code.answer import scan_pieces
-from puna.guard.code.extract import pieces
+from puna.guard.code.extract import pieces, plain_ends
 from puna.guard.code.finding import Finding
 from puna.guard.code.languages import FORMATS, LANGUAGES, canonical, of_file
 from puna.guard.code.policy import allow
@@ -45,7 +45,7 @@ def read_text(data: bytes) -> str:
         text = data.decode("utf-16", "replace")
     else:
         text = data.removeprefix(codecs.BOM_UTF8).decode("utf-8", "replace")
-    return text.replace("\r\n", "\n").replace("\r", "\n")
+    return plain_ends(text)
 
 
 def scan_path(

@@ -37,8 +37,8 @@ class Policy:
 
 def allow(findings: list[Finding], source: str) -> list[Finding]:
     """The findings, with `allowed` set to the reason where the source says `puna: allow RULE reason` in a comment on
-    one of its lines (the first LINES of them) or alone on the line before. Without a reason nothing is allowed. For code
-    that people have reviewed; a model's own comments decide nothing (`scan_code` and `scan_answer` don't ask)."""
+    one of its lines (the first LINES of them) or alone on the line before. Without a reason nothing is allowed. For
+    code that people have reviewed; a model's own comments decide nothing (`scan_code` and `scan_answer` don't ask)."""
     if "puna:" not in source:
         return findings
     allowed: dict[tuple[str, int], str] = {}
