@@ -76,6 +76,20 @@ def difference_tested_negative(function: Node) -> Iterable[Node]:
                 break
 
 
+@check("difference-never-negative", "binary")
+def difference_never_negative(function: Node) -> Iterable[Node]:
+    """`if (a - b >= 0)` with unsigned numbers: it always is."""
+    known = facts(function)
+    for node in known.of("binary"):
+        if not in_order(node) or node.name not in (">=", "<") or bare(node.args[1]).value != 0:
+            continue
+        value = bare(node.args[0])
+        if value.kind == "binary" and value.name == "-" and len(value.args) == 2 and node.args[0].kind != "cast":
+            kinds = [known.types.get(a.name, "") if a.kind == "name" else "" for a in map(bare, value.args)]
+            if all(_UNSIGNED_WIDE.match(k) for k in kinds):
+                yield node
+
+
 @check("sizes-summed-narrow", "loop", "assign", "call")
 def sizes_summed_narrow(function: Node) -> Iterable[Node]:
     """Lengths are added up in an int, in a loop, and memory of that size is made."""

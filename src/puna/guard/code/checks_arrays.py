@@ -163,6 +163,35 @@ def _rounds(known: Facts, bound: Node, loop: Node) -> int | None:
     return None
 
 
+@check("end-after-loop", "loop", "index", "assign")
+def end_after_loop(function: Node) -> Iterable[Node]:
+    """`for (i = 0; i < 10 && s[i]; i++) b[i] = s[i]; b[i] = 0;` with `char b[10]`: where the text is long, i is 10."""
+    known = facts(function)
+    for loop in known.of("loop") if known.arrays else ():
+        for test in (n for a in loop.args for n in a.walk() if in_order(n) and n.name == "<"):
+            index, most = bare(test.args[0]).path(), number(test.args[1])
+            bound = bare(test.args[1])
+            if called(bound) == "sizeof" and bound.args and bare(bound.args[0]).path() in known.arrays:
+                most = number(known.arrays[bare(bound.args[0]).path()])
+            filled = {_at(n, index) for part in loop.body for n in part.walk()}
+            for node in known.of("assign") if index and most is not None else ():
+                name = _at(node, index)
+                after = known.place[id(node)] >= known.place[id(loop)] + len(loop.walk())
+                if after and name in filled and name in known.arrays and number(known.arrays[name]) == most:
+                    yield node
+                    break
+
+
+def _at(node: Node, index: str) -> str:
+    """`a` of `a[index] = ...`, else ""."""
+    target = node.base if node.kind == "assign" else None
+    if target is None or target.kind != "index" or target.base is None or len(target.args) != 1:
+        return ""
+    place = bare(target.args[0])
+    moved = place.args[0] if place.kind == "unary" and place.name == "++" and place.args else place
+    return target.base.path() if moved.path() == index else ""
+
+
 @check("before-array", "binary")
 def before_array(function: Node) -> Iterable[Node]:
     """`p = buf - 8` with an array of the function: a place in front of it."""

@@ -42,12 +42,33 @@ def bound_off_by_one(function: Node) -> Iterable[Node]:
                     spans = index.kind == "name" and not re.search(r"(?i)end|len|size|last|stop", index.name)
                     if spans and _too_far(small, index.name, known, node):
                         yield test
+    yield from _grown_late(known)
     for node in known.of("loop"):
         if node.args and in_order(node.args[-1]) and node.args[-1].name == "<=":
             test = node.args[-1]
             index = bare(test.args[0])
             if index.kind == "name" and _spans_array(test.args[1], index.name, node, known):
                 yield test
+
+
+def _grown_late(known: Facts) -> Iterable[Node]:
+    """`if (l->count > l->capacity) grow(l); l->items[l->count++] = x;`: where they are equal there is no room."""
+    for node in known.of("if"):
+        test = bare(node.args[0]) if node.args else node
+        if not in_order(test) or test.name not in ("<", ">") or node.orelse:
+            continue
+        used = bare(test.args[0] if test.name == ">" else test.args[1]).path()
+        grows = any(re.search(r"(?i)alloc|grow|resize|expand", called(n)) for part in node.body for n in part.walk())
+        if not used or not grows:
+            continue
+        for use in known.of("index"):
+            place = bare(use.args[0]) if len(use.args) == 1 else use
+            steps = place.kind == "unary" and place.name == "++" and place.args and place.args[0].path() == used
+            if steps and place.start < place.args[0].end <= place.end and known.place[id(use)] > known.place[id(node)]:
+                above = known.parent[id(use)]
+                if above.kind == "assign" and above.base is use:
+                    yield test
+                    break
 
 
 def _too_far(limit: Node, index: str, known: Facts, guard: Node) -> bool:

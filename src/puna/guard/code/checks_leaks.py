@@ -89,19 +89,34 @@ class Held:
         known = self.known
         kept = {known.place[id(use)]: self.kept(use) for use in self.uses}
         if not self.given:
-            if not any(kept.values()) and len(self.uses) > 1 and not (made and self.runs()):
-                yield self.taken
+            if not any(kept.values()):
+                if len(self.uses) > 1 and not (made and self.runs()):
+                    yield self.taken
+                return
+            first = min(place for place, what in kept.items() if what)
+            yield from (n for n in known.of("return") if self.lost(n, first))
             return
         last = self.given[-1]
         for leave in [*known.of("return"), *known.of("throw")]:
             at = known.place[id(leave)]
             before = {what for place, what in kept.items() if place < at}
-            owned = "kept" not in kept.values() and not known.nested(last)  # freed at the end, whatever happens
+            owned = "kept" not in kept.values() and (not known.nested(last) or self.beside(last))  # freed in any case
             if "kept" in before or not (owned or "lent" not in before):
                 continue
             if known.place[id(self.taken)] < at < known.place[id(last)] and not self.settled(leave):
                 yield leave
                 return
+
+    def lost(self, leave: Node, first: int) -> bool:
+        """Whether the function is left here before what it took went anywhere."""
+        at = self.known.place[id(leave)]
+        return self.known.place[id(self.taken)] < at < first and not self.settled(leave)
+
+    def beside(self, given: Node) -> bool:
+        """Whether it is given back in the same run of statements as it is taken in."""
+        above = self.known.parent[id(self.taken)]
+        run = self.known.parent.get(id(above)) if above.raw == "declaration" else above
+        return run is self.known.parent[id(given)]
 
     def runs(self) -> bool:
         """C++: whether the object is started, shown or the like, and may delete itself."""

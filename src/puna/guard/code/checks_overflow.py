@@ -186,6 +186,29 @@ def _limited(known: Facts, path: str, use: Node) -> bool:
     return small is not None or masks
 
 
+@check("text-number-multiplied", "binary", "assign")
+def text_number_multiplied(function: Node) -> Iterable[Node]:
+    """`int ms = seconds * 1000` with a number out of text that nothing compares."""
+    known = facts(function)
+    numbers = {path for _, path, _ in taken(known, TEXT_NUMBER) if _INT.fullmatch(known.types.get(path, ""))}
+    for node in known.of("assign") if numbers else ():
+        value = bare(node.args[0]) if node.args and node.base is not None else node
+        if value.kind != "binary" or value.name != "*" or len(value.args) != 2:
+            continue
+        if not _INT.fullmatch(known.types.get(node.base.path() if node.base is not None else "", "")):
+            continue
+        for one, other in (value.args, value.args[::-1]):
+            path, factor = bare(one).path(), bare(other)
+            large = (isinstance(factor.value, int) and factor.value >= 1000) or factor.path() in numbers - {path}
+            looked_at = known.compared(path) or path in known.tested
+            if path in numbers and large and not looked_at and bare(one).kind == "name":
+                yield node
+                break
+
+
+_INT = re.compile(r"(const )?(unsigned |signed )?(int|short)|unsigned|u?int32_t")
+
+
 @check("overflow-tested-late", "binary", "assign")
 def overflow_tested_late(function: Node) -> Iterable[Node]:
     """A product is computed and only then compared with INT_MAX: it has wrapped round already."""

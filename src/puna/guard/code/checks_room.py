@@ -7,16 +7,16 @@ from itertools import pairwise
 from puna.guard.code.checks import check
 from puna.guard.code.checks_covered import length_asked, parameter_pairs
 from puna.guard.code.checks_facts import Facts, bare, called, calls_of, facts, in_order
-from puna.guard.code.checks_overflow import ALLOCATES
+from puna.guard.code.checks_overflow import ALLOCATES, only_value
 from puna.guard.code.view import Node
 
 _WIDE = re.compile(
-    r"(const )?((unsigned |signed )?(int|long|short)|float|double|u?int(16|32|64)_t|size_t|struct \w+) ?\*"
+    r"(const )?((unsigned |signed )?(int|long|short)|float|double|u?int(16|32|64)_t|size_t|wchar_t|struct \w+) ?\*"
 )
 _BYTES = re.compile(r"(?i)size|byte|len|cap|room|total|sz")
 
 
-@check("elements-unmeasured", "loop", "index", "call")
+@check("elements-unmeasured", "call")
 def elements_unmeasured(function: Node) -> Iterable[Node]:
     """`int *a = malloc(n)` and a loop that sets a[0] to a[n - 1]: room for n bytes only."""
     known = facts(function)
@@ -26,6 +26,9 @@ def elements_unmeasured(function: Node) -> Iterable[Node]:
         if called(value) != "malloc" or len(value.args) != 1 or not _WIDE.fullmatch(known.types.get(name, "")):
             continue
         size = bare(value.args[0])
+        if _counts_text(known, size):
+            yield value
+            continue
         if size.kind != "name" or _BYTES.search(size.name) or _computed(known, size.name):
             continue
         for loop in known.of("loop"):
@@ -38,6 +41,14 @@ def elements_unmeasured(function: Node) -> Iterable[Node]:
                              for n in inside if n.args):  # fmt: skip
                 yield value
                 break
+
+
+def _counts_text(known: Facts, size: Node) -> bool:
+    """Whether the size is the length of a text, and perhaps one more."""
+    size = (only_value(known, size.name) or size) if size.kind == "name" else size
+    if size.kind == "binary" and size.name == "+" and bare(size.args[1]).kind == "number":
+        size = bare(size.args[0])
+    return called(size) in ("strlen", "wcslen")
 
 
 def _computed(known: Facts, name: str) -> bool:
@@ -151,6 +162,20 @@ def link_unterminated(function: Node) -> Iterable[Node]:
             if text and known.place[id(use)] > start and not any(n.path().endswith("len") for n in use.args):
                 yield use
                 break
+
+
+@check("cleared-by-other-size", "call", "member")
+def cleared_by_other_size(function: Node) -> Iterable[Node]:
+    """`memset(c->iv, 0, sizeof(c->key))`."""
+    for call in calls_of(function, ("memset", "bzero", "explicit_bzero")):
+        size = bare(call.args[-1]) if call.args else call
+        target = bare(call.args[0]) if call.args else call
+        if called(size) != "sizeof" or not size.args or target.kind != "member":
+            continue
+        other = bare(size.args[0])
+        holders = [n.base.path() if n.base is not None else "" for n in (target, other)]
+        if other.kind == "member" and other.name != target.name and holders[0] == holders[1] != "":
+            yield call
 
 
 @check("header-subtracted", "call", "binary")

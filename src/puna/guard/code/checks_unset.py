@@ -80,7 +80,10 @@ def _first_read(known: Facts, name: str, statements: list[Node]) -> Node | None:
             if reads and state == _MAYBE and not _guarded(known, reads[0], node):
                 return reads[0]
             return None
-        if state == _MAYBE or any(n.kind == "name" and n.name == name for n in _head(node)):
+        head = [n for n in _head(node) if n.kind == "name"]
+        if state == _MAYBE and head and head[0].name == name and head[0] in reads and node.kind == "if":
+            return head[0]
+        if state == _MAYBE or any(n.name == name for n in head):
             return None
         after = _after(node, name)
         if after == _SET or (after == _UNSET and inside):

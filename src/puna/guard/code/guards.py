@@ -80,7 +80,10 @@ EMPTINESS = {
     "isPresent",
 }
 
-FILLS = {"read", "recv", "recvfrom", "fread", "scanf", "fscanf", "sscanf", "fgets", "getline", "sizeof"}
+FILLS = {
+    *("read", "recv", "recvfrom", "fread", "scanf", "fscanf", "sscanf", "fgets", "getline", "sizeof"),
+    *("sprintf", "snprintf", "vsnprintf", "asprintf", "vasprintf", "strlcpy", "strlcat"),
+}
 
 
 _SAME = {"==": True, "===": True, "is": True, "!=": False, "!==": False, "is not": False}
@@ -118,7 +121,9 @@ def tested(node: Node) -> set[str]:
                 stack.extend(at.args)
         elif at.kind == "call":
             name = at.base.name if at.base is not None else ""
-            if name not in EMPTINESS:
+            if name in ("has", "get") and at.args and at.args[0].kind in ("name", "member"):  # HOSTS.has(url.hostname)
+                _mentioned(at.args[0], found)
+            elif name not in EMPTINESS:
                 for operand in at.args:
                     _mentioned(operand, found)
                 if at.base is not None and at.base.kind == "member" and at.base.base is not None:
