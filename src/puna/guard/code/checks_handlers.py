@@ -11,13 +11,14 @@ _ROUTES = re.compile(
     r"^(Get|Put|Patch|Delete|Request)Mapping$|^Http(Get|Put|Patch|Delete)$|^(GET|PUT|DELETE|PATCH)$|^(Get|Put|Delete)$"
 )
 _LOOKUPS = re.compile(
-    r"^((find|get|delete|remove|fetch|load)(One)?ById(OrThrow|OrNull)?(Async)?|getReferenceById|getOne|Find(Async)?|"
+    r"(?i)^((find|get|delete|remove|fetch|load)(One)?ById(OrThrow|OrNull)?(Async)?|getReferenceById|getOne|Find(Async)?|"
     r"(First|Single)(OrDefault)?(Async)?|deleteById|DeleteAsync)$"
 )
 _ID = re.compile(r"(?i)(^|_)(id|uuid|number|no)$|Id$")
 _MAYBE_OTHERS = re.compile(
     r"(?i)account|invoice|payment|order|patient|medical|prescription|wallet|transaction|payslip|salar|message|document|"
-    r"booking|reservation|ticket|statement|receipt|address|profile|subscription|conversation|notification|note"
+    r"credit_?card|booking|reservation|ticket|statement|receipt|address|profile|subscription|conversation|"
+    r"notification|note"
 )
 _SURELY_OTHERS = re.compile(
     r"(?i)account|invoice|payment|patient|medical|prescription|wallet|payslip|salar|bank_?statement|creditcard"
@@ -26,6 +27,7 @@ _ASKS = re.compile(
     r"(?i)principal|authenticat|authori[sz]|current_?user|owner|permission|policy|session|security|tenant|isinrole|"
     r"claims|getuser|user_?id|username|forbid|access|\bauth\b|\bUser\.(Id|Find|Get|Claims|Has)"
 )
+_VERBS = ("get", "put", "patch", "delete")
 _LOGINS = re.compile(
     r"^(PreAuthorize|Secured|RolesAllowed|Authorize|AuthenticationPrincipal)$|^(Principal|Authentication|UserDetails|Jwt|"
     r"ClaimsPrincipal|OidcUser|OAuth2User)$"
@@ -58,16 +60,51 @@ def _unasked(function: Node, kinds: re.Pattern[str]) -> Iterator[Node]:
     if any(re.search(r"(?i)role|authority|owner|permission|@\w|#\w", text) for text in texts):
         return
     known = facts(function)
-    if any(_ASKS.search(n.path() or n.name) for n in known.nodes if n.kind in ("name", "member")):
+    if _asks(known.nodes):
         return
     given = {a.name for a in function.args if _ID.search(a.name)}
     for node in known.of("call"):
-        if not _LOOKUPS.match(called(node)) or node.base is None or node.base.base is None:
-            continue
-        names = {n.name for a in node.args for n in a.walk() if n.kind == "name"}
-        if names & given and kinds.search(node.base.base.path()):
+        if (
+            _looks_up(node, kinds, f"{function.type} {' '.join(texts)}")
+            and {n.name for a in node.args for n in a.walk() if n.kind == "name"} & given
+        ):
             yield node
             return
+
+
+def _asks(nodes: list[Node]) -> bool:
+    return any(_ASKS.search(n.path() or n.name) for n in nodes if n.kind in ("name", "member"))
+
+
+def _looks_up(node: Node, kinds: re.Pattern[str], about: str) -> bool:
+    """`invoices.findById(...)`, `db.Orders.Find(...)`, for records of these kinds; `about`: what else names them."""
+    if not _LOOKUPS.match(called(node)) or node.base is None or node.base.base is None:
+        return False
+    return kinds.search(f"{node.base.base.path()} {about}") is not None
+
+
+@check("routed-record-of-anyone", "call")
+def routed_record_of_anyone(function: Node) -> Iterable[Node]:
+    """Ktor: the same in a route below `authenticate`."""
+    known = facts(function)
+    for route in known.of("call"):
+        head = _head(route)
+        path = head.args[0] if head is not None and head.args else route
+        if head is None or called(head) not in _VERBS or path.kind != "string" or "{" not in str(path.value):
+            continue
+        above = [_head(n) for n in known.ancestors(route)]
+        if not any(n is not None and called(n) == "authenticate" for n in above):
+            continue
+        below = route.args[-1].walk()
+        records = [n for n in below if _looks_up(n, _MAYBE_OTHERS, str(path.value))]
+        if records and not _asks(below) and any(n.path() == "call.parameters" for n in below):
+            yield records[0]
+
+
+def _head(node: Node) -> Node | None:
+    """Of `get("/x") { ... }` the part before the block."""
+    below = node.base if node.kind == "call" else None
+    return below if below is not None and below.kind == "call" else None
 
 
 _MAYBE = frozenset(

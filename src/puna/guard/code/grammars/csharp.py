@@ -57,6 +57,7 @@ def _implicit_new(low: L.Lowering, syntax: Syntax) -> Node:
     node = _plain_new(low, syntax)
     assert node is not None
     node.base = L.dotted(low, typed) if typed is not None else low.node("other", syntax)
+    node.body = low.all([c for c in syntax.named_children if c.type == "initializer_expression"])
     return node
 
 
