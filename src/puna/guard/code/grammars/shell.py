@@ -9,6 +9,7 @@ from puna.guard.code import lower_statements as S
 from puna.guard.code.view import Node
 
 _QUOTES = re.compile(r"\bsed\b[^|]*(?i:escape|quote|'\\\\+'')[^|]*\)?`?$|\bprintf\s+(-v\s+\w+\s+)?[\"']?%q")
+_KEEPS = re.compile(r"\btr\s+-(cd|dc|c\s+-d|d\s+-c)\b|\bsed\b[^|]*s(.)\[\^[^]]*\][*+]?\2\2g")  # certain characters only
 _NEGATIVE = re.compile(r"\[[!^]")  # a class of all but some characters
 _HOLES = ("simple_expansion", "expansion", "command_substitution", "arithmetic_expansion", "process_substitution")
 
@@ -131,11 +132,12 @@ def _if(low: L.Lowering, syntax: Syntax) -> Node:
 
 def _substitution(low: L.Lowering, syntax: Syntax) -> Node:
     """`$(a | b)` as a call; of a name that says so where it quotes for the shell."""
-    quotes = _QUOTES.search(low.text(syntax)) is not None
+    text = low.text(syntax)
+    name = "sanitize" if _KEEPS.search(text) else "shell_quote" if _QUOTES.search(text) else "$()"
     return low.node(
         "call",
         syntax,
-        base=low.node("name", syntax, name="shell_quote" if quotes else "$()"),
+        base=low.node("name", syntax, name=name),
         args=low.all(syntax.named_children),
         keys=[None] * syntax.named_child_count,
     )
