@@ -172,3 +172,21 @@ def size_beyond_array(function: Node) -> Iterable[Node]:
             continue
         if isinstance(size.value, int) and isinstance(declared.value, int) and size.value > declared.value:
             yield node
+
+
+@check("copy-sized-by-source", "call")
+def copy_sized_by_source(function: Node) -> Iterable[Node]:
+    """strncpy(d, s, strlen(s)): bounded by the source, unless the destination was made for it or its length tested."""
+    known = facts(function)
+    for node in known.of("call"):
+        copies = called(node) == "memcpy" and bare(node.args[0]).kind == "member"
+        if (copies or called(node) in ("strncpy", "strncat")) and len(node.args) == 3:
+            size, source = bare(node.args[2]), bare(node.args[1])
+            if called(size) == "strlen" and size.args and source.path() and bare(size.args[0]).path() == source.path():
+                others = [
+                    n
+                    for n in known.nodes
+                    if called(n) == "strlen" and n is not size and n.args and bare(n.args[0]).path() == source.path()
+                ]
+                if not others:
+                    yield node

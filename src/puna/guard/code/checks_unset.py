@@ -137,7 +137,8 @@ def _through(statements: list[Node], name: str) -> int:
         if node.kind == "block":
             inner = _through(node.body, name)
         elif node.kind == "if" or node.kind == "loop" or node.raw in ("switch_statement", "for_statement"):
-            inner = _after(node, name) if any(n.kind == "name" and n.name == name for n in node.walk()) else _UNSET
+            about = node.kind == "if" or any(n.kind == "name" and n.name == name for n in node.walk())
+            inner = _after(node, name) if about else _UNSET
         elif node.kind in LEAVES or called(node).isupper() or _ends(called(node)):
             return _SET
         else:
@@ -257,3 +258,42 @@ def record_unset_sent(function: Node) -> Iterable[Node]:
         if not whole and not copied and members:
             yield call
             return
+
+
+@check("value-unset", "assign")
+def value_unset(function: Node) -> Iterable[Node]:
+    """A number or pointer is declared without a value, and the first that happens to it is that it is read."""
+    known = facts(function)
+    for node in known.of("assign"):
+        plain_kind = _SCALAR.fullmatch(node.type.strip()) if node.type else None
+        if node.args or node.base is None or node.base.kind != "name" or plain_kind is None or node.marks:
+            continue
+        name = node.base.name
+        for use in known.nodes[known.place[id(node)] + 1 :]:
+            if use is node.base or use.kind != "name" or use.name != name:
+                continue
+            above = known.parent[id(use)]
+            between = known.nodes[known.place[id(node)] : known.place[id(use)]]
+            if any(n.raw == "ERROR" or called(n).isupper() for n in between):  # a macro may set it
+                break
+            if (
+                above.kind in ("binary", "return")
+                and above.name not in (">>", ",")
+                and not _maybe_set(known, name, use)
+            ):
+                yield use
+            break
+
+
+_SCALAR = re.compile(
+    r"(const )?(unsigned |signed )?(int|long|short|char|float|double|size_t|u?int\d+_t|bool)( (int|long))?"
+)
+
+
+def _maybe_set(known: Facts, name: str, use: Node) -> bool:
+    """Whether the read may come after something that sets it: in a loop, or behind a label."""
+    return (
+        any(a.kind in ("loop", "catch") or a.raw == "switch_statement" for a in known.ancestors(use))
+        or any(n.raw in ("labeled_statement", "goto_statement") for n in known.nodes)
+        or any(n.kind == "other" and any(m.path() == name for m in n.walk()) for n in known.of("other"))
+    )

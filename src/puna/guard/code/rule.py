@@ -30,6 +30,7 @@ from puna.guard.code import (  # noqa: F401 - they register checks
     checks_record,
     checks_room,
     checks_services,
+    checks_sizeof,
     checks_slips,
     checks_source,
     checks_stream,
