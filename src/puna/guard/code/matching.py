@@ -1,27 +1,23 @@
 """Rules against what the flow analysis reports."""
 
-import bisect
 import copy
 import math
-import re
-from collections.abc import Iterator
 
 from puna.guard.code.budget import Budget
 from puna.guard.code.checks import NEEDS
 from puna.guard.code.checks_facts import facts
 from puna.guard.code.conditions import Test
+from puna.guard.code.file_text import FileText
 from puna.guard.code.finding import Finding
 from puna.guard.code.lowering import MAX_NAME
 from puna.guard.code.pattern import last_name
 from puna.guard.code.rule import Alternative, Rule
 from puna.guard.code.scope import Call, Listener, Scope
-from puna.guard.code.stretches import matches, tame
 from puna.guard.code.value import Atom, Value
 from puna.guard.code.view import Node
 
 Entry = tuple[Rule, Alternative]
 _NO_ENTRIES: list[Entry] = []
-MAX_FILE_TEXT = 400_000  # bytes that conditions on the file look at
 MAX_SEEN = 8192  # answers that an index remembers
 MAX_WRITTEN = 100  # matches of one rule in the source as written
 
@@ -97,22 +93,20 @@ class Matcher(Listener):
         shift: int = 0,
     ) -> None:
         self.index = index
-        self.source = source
         self.budget = budget
-        self.tame = tame(source)
-        self.text_of_file = self.tame[:MAX_FILE_TEXT].decode("utf-8", "replace")
+        self.file_text = FileText(source, budget)
         self.language = language
-        self.lines = [0, *(m.end() for m in re.finditer(b"\n", source))]
         self.found = found
         self.shift = shift
         self.file_matches: dict[int, bool] = {}
-        self.entered: set[int] = set()  # functions, by their ids
+        self.entered: set[int] = set()  # functions of the tree that is walked, by their ids
 
     def inside(self, index: RuleIndex, language: str, shift: int) -> "Matcher":
         """One for code of another language in the same file."""
         made = copy.copy(self)
         made.index, made.language, made.shift = index, language, shift
         made.file_matches = {}
+        made.entered = set()
         return made
 
     # ---- what is reported
@@ -153,6 +147,8 @@ class Matcher(Listener):
 
     def enter(self, scope: Scope) -> None:
         """A function is walked again where input goes into it; what its own shape tells, it told the first time."""
+        if scope.top is not None:
+            self.entered.clear()  # another tree, whose nodes may have the same ids
         looked_at = scope.function or (_statements(scope.top) if scope.top is not None else None)
         if looked_at is None or id(looked_at) in self.entered:
             return
@@ -192,14 +188,9 @@ class Matcher(Listener):
 
     def written(self) -> None:
         """Rules on the source as it is written, comments and all."""
-        lower = self.tame.lower()
         for rule, alternative in self.index.loose.get("source", _NO_ENTRIES):
-            wanted = alternative.contains
-            if wanted and not any(literal in lower for literal in wanted):
-                continue
             assert alternative.written is not None
-            written = alternative.written
-            found = self.in_lines(lower, alternative) if alternative.line else matches(written, self.tame, self.budget)
+            found = self.file_text.find(alternative.written, alternative.contains, alternative.line)
             for count, match in enumerate(found):
                 if count > MAX_WRITTEN or self.budget.check():
                     break
@@ -211,22 +202,6 @@ class Matcher(Listener):
                 if self.placed(alternative, Scope()):
                     start, end = match.span(match.lastindex or 0)
                     self.add(rule, Node("other", start - self.shift, end - self.shift, ""), True)
-
-    def in_lines(self, lower: bytes, alternative: Alternative) -> Iterator[re.Match[bytes]]:
-        """What is written in the lines that hold one of the literals."""
-        assert alternative.written is not None
-        places = set()
-        for literal in alternative.contains:
-            at = lower.find(literal)
-            while at >= 0:
-                line = bisect.bisect_right(self.lines, at)
-                places.add(line)
-                at = lower.find(literal, self.lines[line]) if line < len(self.lines) else -1
-        for line in sorted(places):
-            if self.budget.check():
-                return
-            end = self.lines[line] - 1 if line < len(self.lines) else len(lower)
-            yield from matches(alternative.written, self.tame, self.budget, self.lines[line - 1], end)
 
     # ---- judging
 
@@ -250,16 +225,12 @@ class Matcher(Listener):
         if alternative.file is not None or alternative.not_file is not None:
             known = self.file_matches.get(id(alternative))
             if known is None:
-                known = alternative.file is None or self.holds(alternative.file)
-                known = known and (alternative.not_file is None or not self.holds(alternative.not_file))
+                known = alternative.file is None or self.file_text.holds(alternative.file)
+                known = known and (alternative.not_file is None or not self.file_text.holds(alternative.not_file))
                 self.file_matches[id(alternative)] = known
             if not known:
                 return False
         return all(test(scope) for test in alternative.context)
-
-    def holds(self, pattern: re.Pattern[str]) -> bool:
-        """Whether it is found anywhere in the file."""
-        return any(True for _ in matches(pattern, self.text_of_file, self.budget))
 
     @staticmethod
     def shaped(alternative: Alternative, call: Call) -> bool:
@@ -298,11 +269,8 @@ class Matcher(Listener):
             self.found[(rule.id, line)] = finding
 
     def position(self, offset: int) -> tuple[int, int]:
-        """1-based line and column (in characters) of a byte offset."""
-        offset += self.shift
-        line = bisect.bisect_right(self.lines, offset)
-        start = self.lines[line - 1]
-        return line, len(self.source[start:offset].decode("utf-8", "replace")) + 1
+        """1-based line and column (in characters) of a node's offset."""
+        return self.file_text.position(offset + self.shift)
 
 
 def _call_tests(alternative: Alternative, call: Call) -> Atom | bool:

@@ -70,7 +70,7 @@ def scan(
             )
             budget.deep = None
     if budget.spent:
-        line = matcher.lines.index(at) + 1 if at in matcher.lines else 1
+        line = matcher.file_text.position(at)[0]
         found[INCOMPLETE, line] = incomplete(line, matcher.language, f"takes longer than {limit or seconds:.2g} s")
     return sorted(found.values(), key=lambda f: (f.line, f.column, f.rule))
 
