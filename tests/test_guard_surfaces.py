@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 from puna.cli.guard import app
 from puna.errors import PunaError
 from puna.guard.code import CodeStream, files, scan_answer, scan_path, scan_text
+from puna.guard.code.detect import detect
 from puna.guard.code.finding import Finding
 from puna.guard.code.sarif import sarif
 from puna.guard.code.scan import scan
@@ -189,3 +190,23 @@ def test_what_was_tested_is_quiet(language: str, code: str) -> None:
 @pytest.mark.parametrize(("language", "code"), [("ruby", "FOO { |c| c }\n"), ("javascript", "ASSERT(() => 1);")])
 def test_a_function_as_a_condition_at_the_margin_is_no_trouble(language: str, code: str) -> None:
     assert rules(code, language) == []
+
+
+@pytest.mark.parametrize(
+    ("language", "code"),
+    [
+        ("csharp", "class A {\n  string F(string path) {\n    var reader = new StreamReader(path);\n"
+         "    var line = reader.ReadLine();\n    if (line == null) return \"\";\n"
+         "    reader.Close();\n    return line;\n  }\n}\n"),
+        ("csharp", "public class A : Controller {\n  private static int hits;\n"
+         "  public IActionResult Get() { hits++; return Ok(hits); }\n}\n"),
+        ("swift", "func ping(host: String) throws {\n    let process = Process()\n"
+         "    process.launchPath = \"/sbin/ping\"\n"
+         "    process.arguments = [\"-c\", \"1\", host]\n    try process.run()\n}\n"),
+        ("swift", "app.get(\"f\") { req in\n    let name = req.parameters.get(\"name\")!\n"
+         "    return req.fileio.streamFile(at: name)\n}\n"),
+        ("shell", "umask 000\ncurl -k https://example.org/x -o x\nrm -f x\n"),
+    ],
+)  # fmt: skip
+def test_short_answers_are_told_apart(language: str, code: str) -> None:
+    assert detect(code) == language

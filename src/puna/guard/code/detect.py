@@ -73,6 +73,9 @@ SIGNS: dict[str, tuple[tuple[float, str], ...]] = {
          r"|ToList|Write\w*|Get[A-Z]\w*)\b"),
         (1, r"\bnew \w+(?:<\w+>)?\s*(?:\{|$)|\$\"|\?\?|\bnull\b|\bout \w+ \w+|///"),
         (1, r"\b(?:bool|byte\[\]|uint|ulong|ref)\s+\w+|\bthrow new \w+Exception\("),
+        (2.5, r"\b(?:string|object|Task(?:<[\w<>]+>)?|I?ActionResult) [A-Z]\w*\("),
+        (2.5, r"\bclass \w+ ?: ?\w*(?:Controller|ControllerBase|DbContext|PageModel|Hub)\b"),
+        (1.5, r"\w\.[A-Z]\w*\([^()\n]*\);|\.[A-Z]\w* = "),
     ),
     "c": (
         (3, r"^\s*#\s*include\s*[<\"]"),
@@ -148,11 +151,13 @@ SIGNS: dict[str, tuple[tuple[float, str], ...]] = {
         (1, r"\bvar \w+\s*:\s*[A-Z]|: (?:String|Int|Bool|Data|URL)\b|\bnil\b|\?\?"),
         (2, r"\\\(\w|@(?:objc|IBAction|State|Published|main)\b|\.init\("),
         (1.2, r"\w\(\w+: [\w\"]"),
+        (3, r"\bfunc \w+\((?:\w+ )?\w+: (?:@\w+ )?\[?[A-Z]"),
+        (2, r"\{ \(?\w+(?:, \w+)*\)? in\b|\btry await\b|= try [a-z]|\bas[?!] [A-Z]"),
     ),
     "shell": (
         (8, r"\A#!.*\b(?:ba|z|k|da)?sh\b"),
         (3, r"^\s*(?:if|while|until) \[|^\s*(?:fi|done|esac)\b"),
-        (2.5, r"^\s*(?:\$ )?(?:sudo|apt|apt-get|yum|dnf|brew|curl|wget|chmod|chown|mkdir|rm|cd|export|git"
+        (2.7, r"^\s*(?:\$ )?(?:sudo|apt|apt-get|yum|dnf|brew|curl|wget|chmod|chown|mkdir|rm|cd|export|git"
          r"|docker|pip3?|npm|tar|systemctl|cp|mv|grep|sed|awk|ssh|scp|kubectl|openssl|nc|dd|eval) [^=(]"),
         (1, r"^\s*(?:echo|cat|source|set|read|local) [^=(]"),
         (1, r"\$\{\w+|\"\$\w+\"|\$\(\w"),
