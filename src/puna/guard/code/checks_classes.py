@@ -1,10 +1,11 @@
 """Checks of C++'s containers and owning pointers."""
 
 import re
+from bisect import bisect_left
 from collections.abc import Iterable
 
 from puna.guard.code.checks import check
-from puna.guard.code.checks_facts import Facts, bare, called, calls_of, facts, in_order, leaves
+from puna.guard.code.checks_facts import Facts, bare, called, calls, calls_of, facts, in_order, leaves
 from puna.guard.code.view import Node
 
 _CHANGES = ("erase", "push_back", "emplace_back", "clear", "pop_back", "push_front")
@@ -39,6 +40,9 @@ def _left_after(known: Facts, call: Node, loop: Node) -> bool:
 def moved_used(function: Node) -> Iterable[Node]:
     """A pointer is reached through in a statement after the one that moved it away."""
     known = facts(function)
+    uses: dict[str, list[Node]] = {}
+    for node in known.of("name") if "move" in calls(function) else ():
+        uses.setdefault(node.name, []).append(node)
     for call in calls_of(function, ("move",)):
         name = bare(call.args[0]) if len(call.args) == 1 else call
         if name.kind != "name" or call.base is None or call.base.path() not in ("std.move", "move"):
@@ -46,10 +50,12 @@ def moved_used(function: Node) -> Iterable[Node]:
         below, above = call, known.parent[id(call)]
         while above.kind not in ("block", "function", "if", "loop", "conditional", "return", "other"):
             below, above = above, known.parent[id(above)]
-        run = next((r for r in (above.body, above.orelse) if any(n is below for n in r)), [])
-        after = [n for n in run if known.place[id(n)] > known.place[id(below)]]
-        use = next((n for part in after for n in part.walk() if n.kind == "name" and n.name == name.name), None)
-        if use is None or any(n.kind == "name" and n.name == name.name for n in _written(below)):
+        if above.kind not in ("block", "function") or any(n.name == name.name for n in _written(below)):
+            continue
+        end = known.place[id(below)] + len(below.walk())
+        at = bisect_left(uses[name.name], end, key=lambda n: known.place[id(n)])
+        use = uses[name.name][at] if at < len(uses[name.name]) else None
+        if use is None or not any(n is above for n in known.ancestors(use)):
             continue
         through = known.parent[id(use)]
         arrow = through.kind == "member" and through.value == "->"
