@@ -15,6 +15,10 @@ WEAK = {
         HANDLER.format('var n = string.IsNullOrEmpty(q) ? "x" : q; return Content($"<b>{n}</b>", "text/html");'),
     ),
     "C#: an array of a size, never filled": ("csharp", "class A { void F(Aes aes) { aes.IV = new byte[16]; } }"),
+    "C#: a property that starts empty": (
+        "csharp",
+        'class A { string Text { get; set; } = ""; object F() => new MarkupString("<p>" + Text + "</p>"); }',
+    ),
     "C#: settings given to a new() of the declared class": (
         "csharp",
         'class A { void F(string h) { ProcessStartInfo i = new() { FileName = "sh", Arguments = $"-c {h}" }; } }',

@@ -48,6 +48,18 @@ def _member(low: L.Lowering, syntax: Syntax) -> Node:
 _plain_member = L.member("expression", "name")
 
 
+def _property(low: L.Lowering, syntax: Syntax) -> Node:
+    """`public string Text { get; set; } = "";`: what is set later isn't the empty text."""
+    node = _plain_property(low, syntax)
+    assert node is not None
+    if node.args and node.args[0].kind == "string" and not node.args[0].value:
+        node.args = []
+    return node
+
+
+_plain_property = S.declarator()
+
+
 def _implicit_new(low: L.Lowering, syntax: Syntax) -> Node:
     """`Options o = new() { A = 1 }`: the class is the one declared."""
     above = syntax.parent
@@ -109,7 +121,7 @@ TABLE: dict[str, L.Handler] = {
     "struct_declaration": S.klass(bases=("base_list",)),
     "record_declaration": S.klass(bases=("base_list",)),
     "interface_declaration": S.klass(bases=("base_list",)),
-    "property_declaration": S.declarator(),
+    "property_declaration": _property,
     "expression_statement": L.inner(),
     "variable_declarator": S.declarator(last_value=True),
     "assignment_expression": S.assign(type_field=""),
