@@ -116,7 +116,18 @@ _HIDES = re.compile(
 
 @check("secret-in-log", "call")
 def secret_in_log(function: Node) -> Iterable[Node]:
-    """A password, key or card number among what a log gets, neither masked nor only asked for its length."""
+    """A password, key, card number or a header that holds one among what a log gets, neither masked nor only asked for
+    its length."""
+    return _logged(function, _SECRET)
+
+
+@check("token-in-log", "call")
+def token_in_log(function: Node) -> Iterable[Node]:
+    """The same, with whatever is called a token."""
+    return _logged(function, re.compile(r"(?i)^\w*(token|secret)$"))
+
+
+def _logged(function: Node, secret: re.Pattern[str]) -> Iterator[Node]:
     for node in facts(function).of("call"):
         name = called(node)
         holder = node.base.base if node.base is not None else None
@@ -125,8 +136,16 @@ def secret_in_log(function: Node) -> Iterable[Node]:
                 continue
         elif not _WRITES.match(name.lower()) or not _LOGGERS.search(holder.path()):
             continue
-        if any(_SECRET.match(n.name) for arg in node.args for n in _shown(arg)):
+        if any(secret.match(n.name) or _header(n) for arg in node.args for n in _shown(arg)):
             yield node
+
+
+def _header(node: Node) -> bool:
+    """`r.Header.Get("Authorization")`."""
+    return node.kind == "call" and any(
+        a.kind == "string" and re.fullmatch(r"(?i)(proxy-)?authorization|x-api-key|cookie", str(a.value)) is not None
+        for a in node.args
+    )
 
 
 def _shown(node: Node) -> Iterator[Node]:
@@ -138,6 +157,7 @@ def _shown(node: Node) -> Iterator[Node]:
             yield at
         elif at.kind == "call":
             if not _HIDES.search(called(at)):
+                yield at
                 stack.extend([*at.args, *([at.base.base] if at.base is not None and at.base.base is not None else [])])
         elif at.kind not in ("function", "member") and not (at.kind == "binary" and at.name in ("==", "!=", "<", ">")):
             stack.extend(at.args[1:] if at.kind == "conditional" else at.args)
