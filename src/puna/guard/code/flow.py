@@ -137,6 +137,8 @@ class Flow(Functions):
             asked = tested(refusal)
             if node.base is not None and node.args and node.base.path() in asked:
                 asked.add(node.args[0].path())
+            cursors = [env[name] for name in asked if name in env]  # C: `for (p = host; *p; p++) if (!ok(*p)) return`
+            asked.update(path for value in cursors for path in value.paths if path in env)
             check(env, asked)
         return Value(node=node)
 
