@@ -80,7 +80,7 @@ def test_what_does_not_end_the_flow(language: str, source: str) -> None:
     [
         "app.get('/', (req, res) => { const n = req.body.ids.map(Number).join(','); exec('ls ' + n); });\n",
         "app.get('/', (req, res) => { const n = req.body.ids.map((_, i) => '-' + i).join(','); exec('ls ' + n); });\n",
-        "app.get('/', (req, s) => { const u = new URL(req.query.x); if (!HOSTS.has(u.hostname)) return; exec('a ' + u); })",
+        "app.get('/', (req) => { const u = new URL(req.query.x); if (!HOSTS.has(u.hostname)) return; exec('a' + u); })",
         "app.get('/', (req, res) => { if (!NAMES.includes(req.query.x)) return; exec('ls ' + req.query.x); });\n",
     ],
     ids=["map of a cleaner", "map that drops the element", "host in a set", "member that was tested"],
