@@ -55,6 +55,8 @@ def test_blanks(text: str, language: str | None) -> None:
         ("sprintf(s, \"%" + "9" * 5000 + "d\", x);\n", "c"),
         ("cursor.execute('select " + "database %s " * 200 + "x %s' % (a, b))\n", "python"),
         (" " * 100_000 + "```x`\n", None),
+        ("=>" * 70_000, "shell"),
+        ("if a; then\n" + "b\n" * 70_000 + "fi\n", "shell"),
     ],
 )  # fmt: skip
 def test_expressions(unit: str, language: str | None) -> None:

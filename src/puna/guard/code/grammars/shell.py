@@ -74,7 +74,8 @@ def _case(low: L.Lowering, syntax: Syntax) -> Node:
     found: list[Node] = []
     for item in reversed([c for c in syntax.named_children if c.type == "case_item"]):
         patterns = item.children_by_field_name("value")
-        body = low.all([c for c in item.named_children if c not in patterns])
+        known = {c.id for c in patterns}
+        body = low.all([c for c in item.named_children if c.id not in known])
         words = [low.text(pattern) for pattern in patterns]
         if "*" in words:
             found = body
@@ -95,12 +96,11 @@ def _case(low: L.Lowering, syntax: Syntax) -> Node:
 
 def _redirected(low: L.Lowering, syntax: Syntax) -> Node:
     body = low.expression(syntax.child_by_field_name("body"), syntax)
-    for redirect in syntax.children_by_field_name("redirect"):
-        target = redirect.child_by_field_name("destination")
-        value = low.lower(target) if target is not None else None
-        if value is not None and body.kind == "call" and body.keys is not None:
-            body.args = [*body.args, value]
-            body.keys.append(">")
+    targets = [redirect.child_by_field_name("destination") for redirect in syntax.children_by_field_name("redirect")]
+    values = low.all([target for target in targets if target is not None])
+    if values and body.kind == "call" and body.keys is not None:
+        body.args = [*body.args, *values]
+        body.keys += [">"] * len(values)
     return body
 
 
@@ -117,15 +117,17 @@ def _declare(low: L.Lowering, syntax: Syntax) -> Node:
 
 
 def _if(low: L.Lowering, syntax: Syntax) -> Node:
-    tests = low.all([c for c in syntax.children_by_field_name("condition") if c.is_named])
-    below = [c for c in syntax.named_children if c not in syntax.children_by_field_name("condition")]
+    conditions = syntax.children_by_field_name("condition")
+    tests = low.all([c for c in conditions if c.is_named])
+    known = {c.id for c in conditions}
+    below = [c for c in syntax.named_children if c.id not in known]
     alternatives = [c for c in below if c.type in ("else_clause", "elif_clause")]
     test = tests[0] if tests else low.node("other", syntax)
     return low.node(
         "if",
         syntax,
         args=[test],
-        body=low.all([c for c in below if c not in alternatives]),
+        body=low.all([c for c in below if c.type not in ("else_clause", "elif_clause")]),
         orelse=low.all(alternatives),
     )
 
