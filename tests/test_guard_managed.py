@@ -58,6 +58,10 @@ WEAK = {
         'fun Route.r() { get("/r") { val t = call.parameters["t"]?.takeIf { it.isNotBlank() } ?: "/"; '
         "call.respondRedirect(t) } }",
     ),
+    "Kotlin: a number is as easy to guess as a text": (
+        "kotlin",
+        "fun create(): String { val sessionToken = hex((Math.random() * Long.MAX_VALUE).toLong()); return sessionToken }",
+    ),
     "Kotlin: a content provider's caller": (
         "kotlin",
         "class P : ContentProvider() { override fun openFile(uri: Uri, mode: String) = "

@@ -138,7 +138,8 @@ def compose(values: list[Value], node: Node | None = None) -> Value:
 def cleaned(value: Value, purpose: str) -> Value:
     """The same value, made safe for a purpose."""
     if purpose == "all":
-        return Value(paths=value.paths, const=value.const, text=value.text, node=value.node)
+        kept = tuple(a for a in value.atoms if a.label == "weak-random")  # a number is as easy to guess as its text
+        return Value(paths=value.paths, const=value.const, text=value.text, atoms=kept, node=value.node)
     return Value(
         value.paths,
         value.const,
