@@ -60,7 +60,7 @@ WEAK = {
     ),
     "Kotlin: a number is as easy to guess as a text": (
         "kotlin",
-        "fun create(): String { val sessionToken = hex((Math.random() * Long.MAX_VALUE).toLong()); return sessionToken }",
+        "fun create(): String { val token = hex((Math.random() * Long.MAX_VALUE).toLong()); return token }",
     ),
     "Kotlin: a content provider's caller": (
         "kotlin",
