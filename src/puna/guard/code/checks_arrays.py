@@ -174,10 +174,15 @@ def end_after_loop(function: Node) -> Iterable[Node]:
             if called(bound) == "sizeof" and bound.args and bare(bound.args[0]).path() in known.arrays:
                 most = number(known.arrays[bare(bound.args[0]).path()])
             filled = {_at(n, index) for part in loop.body for n in part.walk()}
+            end = known.place[id(loop)] + len(loop.walk())
             for node in known.of("assign") if index and most is not None else ():
-                name = _at(node, index)
-                after = known.place[id(node)] >= known.place[id(loop)] + len(loop.walk())
-                if after and name in filled and name in known.arrays and number(known.arrays[name]) == most:
+                if known.place[id(node)] < end:
+                    continue
+                if node.base is not None and node.base.path() == index:
+                    break  # it starts anew
+                name, value = _at(node, index), bare(node.args[0]) if node.args else node
+                ends = value.kind in ("number", "string") and value.value in (0, "\0", "", "\\0")
+                if ends and name in filled and name in known.arrays and number(known.arrays[name]) == most:
                     yield node
                     break
 
