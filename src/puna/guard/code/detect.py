@@ -7,6 +7,8 @@ from functools import cache
 from puna.guard.code.budget import running
 
 SAMPLE = 12_000  # characters that are looked at
+FIRST = 2500  # of these, in which all languages are looked for
+FAR = 2.5  # a language with so many times fewer points there isn't looked for in the rest
 LONGEST = 1000  # characters of a line of these
 BLANKS = 20  # white space in a row that is looked at
 _BLANK = re.compile(rf"[^\S\n]{{{BLANKS},}}")
@@ -195,18 +197,31 @@ def _sample(source: str) -> str:
 
 
 def scores(source: str) -> dict[str, float]:
-    """Points of every language; more matches of one sign count less and less."""
+    """Points of every language; more matches of one sign count less and less. Of a longer text, languages that the
+    first lines tell against aren't looked for in the rest."""
     sample = _sample(source)
-    found: dict[str, float] = {}
-    for name, signs in _signs().items():
-        total = 0.0
-        for points, pattern in signs:
+    names = set(SIGNS)
+    if len(sample) > 2 * FIRST:
+        early = _points(sample[:FIRST], names)
+        best = max(early.values())
+        if best >= ENOUGH:
+            names = {name for name, points in early.items() if points * FAR >= best}
+            names |= {name for name, base in BUILDS_ON.items() if base in names}
+            names |= {base for name, base in BUILDS_ON.items() if name in names}
+            if len(names) == 1:
+                return early
+    return _points(sample, names)
+
+
+def _points(sample: str, names: set[str]) -> dict[str, float]:
+    found = dict.fromkeys(SIGNS, 0.0)
+    for name in names:
+        for points, pattern in _signs()[name]:
             count = 0
             for count, _ in enumerate(pattern.finditer(sample), 1):
                 if count == MANY:
                     break
-            total += points * (0.0, 1.0, 1.5, 1.8)[count]
-        found[name] = total
+            found[name] += points * (0.0, 1.0, 1.5, 1.8)[count]
     for name, base in BUILDS_ON.items():
         found[name] = found[base] + found[name] if found[name] >= 2 else 0.0
     return found
