@@ -100,6 +100,22 @@ SOUND = {
         "class A { Object f(@RequestParam String n) throws Exception { "
         'return new URL("https://a.org/" + n).openStream(); } }',
     ),
+    "Java: demanded before": (
+        "java",
+        "class A { Object f(@RequestParam String s) { Assert.isTrue(KNOWN.contains(s), s); "
+        'return db.queryForList("SELECT * FROM t ORDER BY " + s); } }',
+    ),
+    "C#: what a table holds under the name": (
+        "csharp",
+        'class A : Controller { static readonly Dictionary<string, string> Known = new() { ["a"] = "b" }; '
+        "[HttpGet] public object F(string q) { if (!Known.TryGetValue(q, out var c)) return null; "
+        'return db.Query<Row>($"SELECT * FROM t ORDER BY {c}"); } }',
+    ),
+    "Kotlin: demanded before, with a reason": (
+        "kotlin",
+        'class A { @GetMapping("/t") fun f(@RequestParam s: String): Any { require(s in KNOWN) { "unknown" }\n'
+        'return db.queryForList("SELECT * FROM t ORDER BY $s") } }',
+    ),
     "Kotlin: a dollar that is one": (
         "kotlin",
         r'fun f(xpath: XPath, title: String) = xpath.evaluate("//book[title=\$title]", doc)',

@@ -28,6 +28,23 @@ def array(low: Lowering, syntax: Syntax) -> Node | None:
     return low.node("call", syntax, base=base, args=sizes, keys=[None] * len(sizes), new=True)
 
 
+_DEMANDS = ("require", "check", "checkArgument", "checkState", "isTrue", "state")
+_DEMANDERS = ("Assert", "Preconditions", "Validate")
+
+
+def demanded(low: Lowering, syntax: Syntax, call: Node) -> Node:
+    """`require(x in KNOWN)`, `Assert.isTrue(ok(x), "no")`: what follows is reached where the condition holds."""
+    base = call.base
+    plain = base is not None and base.kind == "name"
+    owned = base is not None and base.base is not None and base.base.name in _DEMANDERS
+    if base is None or base.name not in _DEMANDS or not (plain or owned) or not call.args:
+        return call
+    if call.args[0].kind not in ("binary", "unary", "call"):
+        return call
+    refused = low.node("unary", syntax, name="!", args=call.args[:1])
+    return low.node("if", syntax, args=[refused], body=[low.node("throw", syntax, args=call.args[1:])])
+
+
 def chosen(low: Lowering, syntax: Syntax) -> Node:
     """`x switch { "a" => 1, _ => 2 }`: one of the arms' values, whatever x holds; as a statement, its children."""
     if syntax.parent is None or syntax.parent.type not in _USED:

@@ -304,6 +304,9 @@ def _asks(function: Node) -> bool:
     return any(given & tested(test) for statement in function.body for test in (statement, *statement.args))
 
 
+_FILLED = frozenset({"TryGetValue", "TryParse", "TryParseExact"})  # C#: `out` arguments, of a table or a number
+
+
 def write(known: Knowledge, call, env: dict[str, Value]) -> None:  # type: ignore[no-untyped-def]
     """What a call changes: the receiver of an append, the argument that a function writes into."""
     node, args = call.node, call.args
@@ -337,6 +340,9 @@ def write(known: Knowledge, call, env: dict[str, Value]) -> None:  # type: ignor
                 None,
                 before.node,
             )
+    if base is not None and base.name in _FILLED and node.args and node.args[-1].kind == "name" and len(args) > 1:
+        taken = call.receiver.atoms if call.receiver is not None and base.name == "TryGetValue" else ()
+        env[node.args[-1].name] = Value((node.args[-1].name,), atoms=taken, node=node)
     for writer in known.about(call.paths).writers:
         if writer.to < len(args):
             target = node.args[writer.to]

@@ -110,6 +110,7 @@ TABLE: dict[str, L.Handler] = {
     "conditional_expression": L.conditional(("condition", "consequence", "alternative")),
     "cast_expression": L.cast(),
     "as_expression": L.cast("right", "left"),
+    "declaration_expression": L.inner("name"),  # out var x
     "parenthesized_expression": L.inner(),
     "await_expression": L.inner(),
     "lambda_expression": S.function(),

@@ -13,6 +13,14 @@ def _imports(low: L.Lowering, syntax: Syntax) -> Node:
     return low.node("import", syntax, value=[(path.split(".")[-1], path)])
 
 
+def _method(low: L.Lowering, syntax: Syntax) -> Node:
+    node = _plain_method(low, syntax)
+    assert node is not None
+    return V.demanded(low, syntax, node)
+
+
+_plain_method = L.method("object", "name")
+
 TABLE: dict[str, L.Handler] = {
     "line_comment": L.skip,
     "block_comment": L.skip,
@@ -32,7 +40,7 @@ TABLE: dict[str, L.Handler] = {
     "null_literal": L.constant(None),
     "field_access": L.member("object", "field"),
     "array_access": L.index("array", "index"),
-    "method_invocation": L.method("object", "name"),
+    "method_invocation": _method,
     "object_creation_expression": L.new("type"),
     "explicit_constructor_invocation": L.call("constructor"),
     "binary_expression": L.binary(),

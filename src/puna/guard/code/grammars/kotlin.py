@@ -74,12 +74,14 @@ _plain_binary = L.binary()
 def _call(low: L.Lowering, syntax: Syntax) -> Node:
     below = [c for c in syntax.named_children if "comment" not in c.type]
     base = low.expression(below[0] if below else None, syntax)
+    if base.kind == "if":  # require(x) { "why" }
+        return base
     args, keys = L.arguments(low, next((c for c in below if c.type == "value_arguments"), None))
     for child in below[1:]:
         if child.type == "annotated_lambda" and (given := low.lower(child)) is not None:
             args.append(given)
             keys.append(None)
-    return low.node("call", syntax, base=base, args=args, keys=keys)
+    return V.demanded(low, syntax, low.node("call", syntax, base=base, args=args, keys=keys))
 
 
 def _property(low: L.Lowering, syntax: Syntax) -> Node:
