@@ -75,6 +75,38 @@ def test_what_does_not_end_the_flow(language: str, source: str) -> None:
     assert any(finding.cwe == "CWE-78" for finding in guard.scan_code(source, language))
 
 
+KEPT = {
+    "python": """class A:
+    def __init__(self, x):
+        self.x = x
+    def f(self):
+        open(self.x)
+A(request.args['x']).f()
+""",
+    "javascript": """class A { constructor(x) { this.x = x; } f() { fs.readFileSync(this.x); } }
+new A(req.query.x).f();
+""",
+    "php": """<?php class A { function __construct($x) { $this->x = $x; } function f() { readfile($this->x); } }
+$a = new A($_GET['x']);
+""",
+    "ruby": """class A
+  def initialize(x)
+    @x = x
+  end
+  def f
+    File.read(@x)
+  end
+end
+A.new(params[:x]).f
+""",
+}
+
+
+@pytest.mark.parametrize(("language", "source"), KEPT.items(), ids=list(KEPT))
+def test_what_a_constructor_is_given_is_known_in_methods(language: str, source: str) -> None:
+    assert [finding.cwe for finding in guard.scan_code(source, language)] == ["CWE-22"]
+
+
 @pytest.mark.parametrize(
     "source",
     [

@@ -5,7 +5,7 @@ condition that tests a name marks what it holds as `checked` where the test held
 
 from puna.guard.code import names, strings
 from puna.guard.code.budget import Budget
-from puna.guard.code.expressions import check
+from puna.guard.code.expressions import SELF, check
 from puna.guard.code.functions import Functions
 from puna.guard.code.guards import side, tested
 from puna.guard.code.knowledge import Knowledge
@@ -17,6 +17,8 @@ LATE = frozenset({"catch", "function", "class"})  # walked even where the statem
 FINALLY = frozenset({"finally_clause", "ensure", "finally_block"})
 ANSWERS = frozenset({"render", "redirect_to", "head", "redirect_back"})  # what a handler leaves with
 MAX_TOP = 2000  # statements at the margin among which classes are looked for
+CONSTRUCTORS = frozenset({"__init__", "constructor", "initialize", "__construct", "init"})
+MAX_METHODS = 20  # of a class that is walked again for what its constructor was given
 MAX_FOLLOWED = 40  # calls of helpers with input that are followed, per file
 
 
@@ -32,15 +34,18 @@ class Flow(Functions):
         for function in self.root.value or ():
             if function.name:
                 self.functions.setdefault(function.name, function)
-        self.classes = {node.name for node in _classes(self.root)}
+        self.classes = {node.name: node for node in _classes(self.root)}
         scope = Scope(function=None, top=self.root)
         self.listener.enter(scope)
         self.block([self.root], {}, scope)
         followed = 0
         while self.pending and followed < MAX_FOLLOWED and not self.budget.spent:
-            function, env, outer, values = self.pending.pop(0)
+            followed_into, env, outer, values = self.pending.pop(0)
             followed += 1
-            self.enter(function, dict(env), outer, values)
+            if followed_into.kind == "class":
+                self.instance(followed_into, env, outer, values)
+            else:
+                self.enter(followed_into, dict(env), outer, values)
 
     def block(self, nodes: list[Node], env: Env, scope: Scope) -> bool:
         """Walk statements in order, changing `env`. True if the end isn't reached (return, throw, exit). What stands
@@ -150,6 +155,20 @@ class Flow(Functions):
         self.block(node.body, inside, scope)
         return Value(node=node)
 
+    def instance(self, klass: Node, env: Env, outer: Scope, values: list[Value]) -> None:
+        """Walk a class whose constructor is given `values`: what it keeps of them is known in the other methods."""
+        methods = [node for node in klass.body if node.kind == "function"]
+        made = next((m for m in methods if m.name in CONSTRUCTORS or m.name == klass.name), None)
+        if made is None or len(methods) > MAX_METHODS:
+            return
+        body = Scope(klass=klass, outer=outer)
+        body._calls = frozenset()
+        own = made.args[:1] if made.args and made.args[0].name in SELF else []
+        self.enter(made, dict(env), body, [*(Value((p.name,), node=p) for p in own), *values])
+        for method in methods:
+            if method is not made:
+                self.enter(method, dict(env), body, None)
+
     def _do_class(self, node: Node, env: Env, scope: Scope) -> Value:
         inside = dict(env)
         body = Scope(klass=node, outer=scope)
@@ -157,7 +176,7 @@ class Flow(Functions):
         self.listener.enter(body)
         ordered = sorted(
             node.body,
-            key=lambda n: n.kind == "function" and n.name not in ("__init__", "constructor", "initialize", node.name),
+            key=lambda n: n.kind == "function" and n.name not in CONSTRUCTORS and n.name != node.name,
         )
         self.block(ordered, inside, body)
         return Value(node=node)

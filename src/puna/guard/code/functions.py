@@ -2,6 +2,7 @@
 that goes into such a function is followed into it."""
 
 import re
+from collections.abc import Iterable
 
 from puna.guard.code import strings
 from puna.guard.code.budget import Budget
@@ -25,7 +26,7 @@ class Functions(Expressions):
     def __init__(self, knowledge: Knowledge, listener: Listener, budget: Budget) -> None:
         super().__init__(knowledge, listener, budget)
         self.results: dict[int, Value] = {}
-        self.classes: set[str] = set()  # of this file
+        self.classes: dict[str, Node] = {}  # of this file
         self.given: set[int] = set()  # functions that are given to a call that makes them handlers
         self.pending: list[tuple[Node, Env, Scope, list[Value]]] = []  # walks of functions that input went into
 
@@ -174,6 +175,8 @@ class Functions(Expressions):
                 return self.helped(helper, call, env, scope)
         if node.base is not None and node.base.name == "map" and receiver is not None and args and args[0].function:
             return Value(tuple(p + "()" for p in paths), atoms=self.mapped(call, args[0].function), node=node)
+        if self.classes and args:
+            self.made(call, env, scope)
         result_paths = paths if node.new else tuple(p + "()" for p in paths)
         inputs = [*([receiver] if receiver is not None else []), *(args[1:] if strings.looks_up(call) else args)]
         atoms = join_atoms(inputs)
@@ -182,6 +185,12 @@ class Functions(Expressions):
         if not atoms and not node.new and not harmless:
             atoms = (Atom("unknown", (paths[0] + "()")[:80], node.start),)
         return Value(result_paths, atoms=atoms, node=node)
+
+    def made(self, call: Call, env: Env, scope: Scope) -> None:
+        """Have a class of this file walked with what its constructor is given, if that is foreign."""
+        klass = next((self.classes[p] for path in call.paths if (p := path.removesuffix(".new")) in self.classes), None)
+        if klass is not None and _foreign(call.args):
+            self.pending.append((klass, env, scope.outer or scope, call.args))
 
     def mapped(self, call: Call, function: Node) -> tuple[Atom, ...]:
         """What a list has after `map`: of what was in it only what the function's result takes from its element (the
@@ -230,11 +239,7 @@ class Functions(Expressions):
             given = call.argument(i, parameter.name)
             if given is not None:
                 values[parameter.name] = given
-        if any(
-            a.label not in ("unknown", "parameter", "named-constant") and "checked" not in a.clean
-            for v in values.values()
-            for a in v.atoms
-        ):
+        if _foreign(values.values()):
             bound = [values.get(p.name, Value(paths=(p.name,), node=p)) for p in function.args]
             self.pending.append((function, env, scope.outer or scope, bound))
         atoms: list[Value] = []
@@ -276,6 +281,15 @@ def _receives(call: Call, holder: Node) -> bool:
         and bool(function.args)
         and function.args[0].value == "receiver"
         and function.args[0].name == holder.name
+    )
+
+
+def _foreign(values: Iterable[Value]) -> bool:
+    """Whether something from outside that nothing tested is among these."""
+    return any(
+        a.label not in ("unknown", "parameter", "named-constant") and "checked" not in a.clean
+        for v in values
+        for a in v.atoms
     )
 
 
