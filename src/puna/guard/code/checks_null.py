@@ -191,9 +191,25 @@ def null_late(function: Node) -> Iterable[Node]:
             if not path or path in reported or path.count(".") > 1 or _asserted(known, test):
                 continue
             use = _earlier_use(known, test, {path, *aliases.get(path, ())})
-            if use is not None and (_refuses(known, test) or known.place[id(test)] - known.place[id(use)] < _NEAR):
+            if use is None or _refused_before(known, tests, path, known.place[id(use)]):
+                continue
+            if _refuses(known, test) or known.place[id(test)] - known.place[id(use)] < _NEAR:
                 reported.add(path)
                 yield use
+
+
+def _refused_before(known: Facts, tests: list[Node], path: str, use: int) -> bool:
+    """Whether the function was left already where the pointer is NULL, and nothing was assigned since: the later test
+    is needless, not late."""
+    asked = [
+        known.place[id(t)]
+        for t in tests
+        if path in null_tested(t) and _refuses(known, t) and not any(a.name == "&&" for a in known.ancestors(t))
+    ]
+    last = max((at for at in asked if at < use), default=None)
+    return last is not None and not any(
+        n.base is not None and n.base.path() == path for n in known.of("assign") if last < known.place[id(n)] < use
+    )
 
 
 _NEAR = 100  # nodes, some ten lines
