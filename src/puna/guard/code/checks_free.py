@@ -31,6 +31,9 @@ _NOT_FREES = re.compile(
 _OWNER = re.compile(
     r"(?i)^(ctx|\w*context(id)?|opaque|\w*pool|\w*cache|allocator|mem|env|db|mrb|L|js|isolate|tif|\w+_ptr|module|self)$"
 )
+_BESIDE = re.compile(
+    r"(?i)len|size|count|num|^n\w?$|^i$|flag|mode|type|free|destroy|delete|release|unref|^(true|false|null)$"
+)
 _GONE = re.compile(r"^(\w*_)?free(_sensitive)?$|^[kv]+free$|^delete$|^xmlFree\w*$|^[Ff]ree\w+$")
 _SHOWN = re.compile(r"(?i)print|log|trace|debug|dbg|assert|^sizeof$|^(un)?likely$|hash|delete|null")
 _ANEW = re.compile(r"(?i)clear|reset|init|set|create|new|alloc|open|reserve|safefree")
@@ -52,6 +55,11 @@ def freed_twice(function: Node) -> Iterable[Node]:
             yield use
 
 
+def _held(second: Node) -> bool:
+    """Whether the second argument is what is freed, out of what the first one keeps: not a length or a function."""
+    return second.kind in ("name", "member", "index") and not _BESIDE.search(second.path().rsplit(".", 1)[-1])
+
+
 def _freed_path(statement: Node) -> str:
     name = called(statement)
     if name and statement.args and _FREES.search(name) and not _NOT_FREES.search(name):
@@ -59,8 +67,10 @@ def _freed_path(statement: Node) -> str:
             return ""
         if len(statement.args) < 3:
             target = bare(statement.args[0])
-            if len(statement.args) == 2 and (target.kind == "call" or _OWNER.search(target.name)):
-                target = bare(statement.args[1])
+            if len(statement.args) == 2:
+                second = bare(statement.args[1])
+                if target.kind == "call" or _OWNER.search(target.name) or _held(second):
+                    target = second
             path = target.path() if target.kind in ("name", "member") else ""
             return "" if path.isupper() else path
     return ""

@@ -53,6 +53,9 @@ def _length(declared: Node | None) -> int | None:
     return KNOWN_SIZES.get(declared.name) if declared.kind == "name" else None
 
 
+_LENGTHS = re.compile(r"(?i)str_?n?_?len$|wcslen$|^(sizeof|size|length)$")  # strlen, xmlStrlen, g_utf8_strlen
+
+
 def _measured(source: Node, known: Facts, room: int | None = None) -> bool:
     """Whether the function takes the length of `source` (or of a text that holds it) or made room for it."""
     own = known.arrays.get(source.walk()[0].path()) or next(
@@ -63,7 +66,7 @@ def _measured(source: Node, known: Facts, room: int | None = None) -> bool:
         return fills <= room
     paths = {n.path() for n in source.walk() if n.kind in ("name", "member", "index") and n.path()}
     for node in known.of("call"):
-        if called(node) in ("strlen", "wcslen", "strnlen", "sizeof", "size", "length") and any(
+        if _LENGTHS.search(called(node)) and any(
             n.path() in paths
             for n in [
                 *(m for a in node.args for m in a.walk()),
