@@ -157,6 +157,24 @@ def fixed_reads(known: Facts, names: dict[str, int]) -> Iterator[tuple[Node, str
             yield node, *found
 
 
+def _letter_before(known: Facts, node: Node, n: int) -> bool:
+    """`p[0] == 's' && p[1] == ':'`: in a text that ends in NUL, the letter before shows that this one is there."""
+    if node.kind != "index" or node.base is None:
+        return False
+    read = node.base.path()
+    chain = next((a for a in known.ancestors(node) if a.kind == "binary" and a.name == "&&"), None)
+    return chain is not None and any(
+        test.kind == "binary"
+        and test.name == "=="
+        and any(
+            one.kind == "index" and one.base is not None and one.base.path() == read
+            and one.args and one.args[0].value == n - 1
+            for one in test.args
+        )
+        for test in map(bare, chain.args)
+    )  # fmt: skip
+
+
 @check("length-unasked")
 def length_unasked(function: Node) -> Iterable[Node]:
     """A buffer is read at a fixed place though nothing asked yet whether its length reaches there."""
@@ -165,7 +183,7 @@ def length_unasked(function: Node) -> Iterable[Node]:
         names = aliases(known, pair.buffer)
         for node, path, n in fixed_reads(known, names):
             at = known.place[id(node)]
-            if path or n < 1:
+            if path or n < 1 or _letter_before(known, node, n):
                 continue
             if not length_asked(known, pair.length, 0, at):
                 yield node
