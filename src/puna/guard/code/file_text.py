@@ -10,6 +10,7 @@ from puna.guard.code.needed import in_one_line, needed
 from puna.guard.code.stretches import matches, tame
 
 MOST = 400_000  # bytes that conditions on the file look at
+Lines = Iterator[tuple[int, int]]
 
 
 class FileText:
@@ -22,6 +23,7 @@ class FileText:
         self.lines = [0, *(m.end() for m in re.finditer(b"\n", source))]
         self.tame = tame(source)
         self.small = self.tame.lower()
+        self._held: dict[re.Pattern[str], bool] = {}
 
     @cached_property
     def _text(self) -> str:
@@ -39,17 +41,18 @@ class FileText:
 
     def holds(self, pattern: re.Pattern[str]) -> bool:
         """Whether the expression is found anywhere."""
+        known = self._held.get(pattern)
+        if known is None:
+            known = self._held[pattern] = any(True for _ in self._seen(pattern))
+        return known
+
+    def _seen(self, pattern: re.Pattern[str]) -> Iterator[re.Match[str]]:
         wanted = needed(pattern.pattern) if self._small_text else ()
-        if not wanted:
-            return any(True for _ in matches(pattern, self._text, self.budget))
-        if in_one_line(pattern):
-            return any(
-                True
-                for start, end in self._lines_with(self._small_text, wanted)
-                for _ in matches(pattern, self._text, self.budget, start, end)
-            )
-        held = any(literal in self._small_text for literal in wanted)
-        return held and any(True for _ in matches(pattern, self._text, self.budget))
+        if wanted and in_one_line(pattern):
+            for start, end in self._lines_with(self._small_text, wanted):
+                yield from matches(pattern, self._text, self.budget, start, end)
+        elif not wanted or any(literal in self._small_text for literal in wanted):
+            yield from matches(pattern, self._text, self.budget)
 
     def find(
         self, pattern: re.Pattern[bytes], contains: tuple[bytes, ...] = (), line: bool = False
@@ -62,7 +65,7 @@ class FileText:
         elif not wanted or any(literal in self.small for literal in wanted):
             yield from matches(pattern, self.tame, self.budget)
 
-    def _lines_with(self, small: "str | bytes", wanted: "tuple[str, ...] | tuple[bytes, ...]") -> "Lines":
+    def _lines_with(self, small: "str | bytes", wanted: "tuple[str, ...] | tuple[bytes, ...]") -> Lines:
         """Start and end of the lines that hold one of the literals, in order."""
         places = set()
         for literal in wanted:
@@ -76,9 +79,6 @@ class FileText:
                 return
             end = self.lines[line] - 1 if line < len(self.lines) else len(small)
             yield self.lines[line - 1], end
-
-
-Lines = Iterator[tuple[int, int]]
 
 
 @cache
