@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import cache
 
-from puna.guard.code import strings
+from puna.guard.code import effects, strings
 from puna.guard.code.budget import Budget
 from puna.guard.code.guards import keyed, tested
 from puna.guard.code.knowledge import Knowledge
@@ -120,7 +120,7 @@ class Expressions(ABC):
         values = [self.evaluate(a, env, scope) for a in node.args]
         value, is_text = strings.binary(node, values)
         if node.name in ("<<", ">>"):
-            strings.stream(node, values, env)
+            effects.stream(node, values, env)
         if is_text:
             self.listener.text(node, value, scope)
         elif len(values) == 2:

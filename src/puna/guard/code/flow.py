@@ -3,7 +3,7 @@ each name may hold. Here its statements: branches are followed one by one and jo
 condition that tests a name marks what it holds as `checked` where the test held.
 """
 
-from puna.guard.code import names, strings
+from puna.guard.code import effects, names
 from puna.guard.code.budget import Budget
 from puna.guard.code.expressions import SELF, check
 from puna.guard.code.functions import Functions
@@ -70,7 +70,7 @@ class Flow(Functions):
                 self.call(node, env, scope, used=False)
                 if node.base is not None and names.checks(node.base.name):
                     check(env, {path for a in node.args if (path := a.path())})
-                ended = ended or strings.ends(node)
+                ended = ended or effects.ends(node)
             elif kind == "binary" and node.name in ("and", "or", "&&", "||") and _leaves(node.args[-1]):
                 ended = self.short(node, env, scope) or ended
             else:
@@ -197,7 +197,7 @@ def _classes(root: Node) -> list[Node]:
 
 
 def _leaves(node: Node) -> bool:
-    return node.kind in ("return", "throw", "exit") or (node.kind == "call" and strings.ends(node))
+    return node.kind in ("return", "throw", "exit") or (node.kind == "call" and effects.ends(node))
 
 
 def _replaced(before: Value, after: Value | None) -> bool:

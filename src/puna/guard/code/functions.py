@@ -4,7 +4,7 @@ that goes into such a function is followed into it."""
 import re
 from collections.abc import Iterable
 
-from puna.guard.code import strings
+from puna.guard.code import effects, strings
 from puna.guard.code.budget import Budget
 from puna.guard.code.expressions import SELF, Expressions
 from puna.guard.code.knowledge import Knowledge
@@ -147,8 +147,8 @@ class Functions(Expressions):
         """The value of a call: a cleaner's, a formatter's, a helper's own result, or something that depends on
         receiver and arguments."""
         node, paths, receiver, args = call.node, call.paths, call.receiver, call.args
-        strings.write(self.known, call, env)
-        purposes = strings.cleans(self.known, call)
+        effects.write(self.known, call, env)
+        purposes = effects.cleans(self.known, call)
         if purposes:
             inputs = [*([receiver] if receiver is not None else []), *args]
             value = Value(
@@ -178,10 +178,10 @@ class Functions(Expressions):
         if self.classes and args:
             self.made(call, env, scope)
         result_paths = paths if node.new else tuple(p + "()" for p in paths)
-        inputs = [*([receiver] if receiver is not None else []), *(args[1:] if strings.looks_up(call) else args)]
+        inputs = [*([receiver] if receiver is not None else []), *(args[1:] if effects.looks_up(call) else args)]
         atoms = join_atoms(inputs)
         harmless = receiver is not None and not receiver.atoms and any(p.endswith("()") for p in receiver.paths)
-        harmless = harmless or strings.looks_up(call) or (bool(args) and strings.pure(call))
+        harmless = harmless or effects.looks_up(call) or (bool(args) and effects.pure(call))
         if not atoms and not node.new and not harmless:
             atoms = (Atom("unknown", (paths[0] + "()")[:80], node.start),)
         return Value(result_paths, atoms=atoms, node=node)
