@@ -3,6 +3,7 @@
 from tree_sitter import Node as Syntax
 
 from puna.guard.code import lower as L
+from puna.guard.code import lower_calls as K
 from puna.guard.code import lower_statements as S
 from puna.guard.code.parameters import type_text
 from puna.guard.code.view import Node
@@ -52,8 +53,8 @@ def _new(low: L.Lowering, syntax: Syntax) -> Node:
     return node
 
 
-_plain_new = L.new("type")
-_plain_delete = L.pseudo_call("delete")
+_plain_new = K.new("type")
+_plain_delete = K.pseudo_call("delete")
 
 
 def _delete(low: L.Lowering, syntax: Syntax) -> Node | None:
@@ -149,7 +150,7 @@ TABLE: dict[str, L.Handler] = {
     "field_expression": _member,
     "subscript_expression": L.index("argument"),
     "subscript_argument_list": L.inner(),
-    "call_expression": L.call("function"),
+    "call_expression": K.call("function"),
     "new_expression": _new,
     "delete_expression": _delete,
     "sizeof_expression": _sizeof,

@@ -3,6 +3,7 @@
 from tree_sitter import Node as Syntax
 
 from puna.guard.code import lower as L
+from puna.guard.code import lower_calls as K
 from puna.guard.code import lower_statements as S
 from puna.guard.code import lower_values as V
 from puna.guard.code.view import Node
@@ -73,7 +74,7 @@ def _implicit_new(low: L.Lowering, syntax: Syntax) -> Node:
     return node
 
 
-_plain_new = L.new("type")
+_plain_new = K.new("type")
 
 TABLE: dict[str, L.Handler] = {
     "comment": L.skip,
@@ -97,7 +98,7 @@ TABLE: dict[str, L.Handler] = {
     "element_access_expression": L.index("expression", "subscript"),
     "bracketed_argument_list": L.inner(),
     "argument": L.inner(last=True),
-    "invocation_expression": L.call("function"),
+    "invocation_expression": K.call("function"),
     "object_creation_expression": _plain_new,
     "implicit_object_creation_expression": _implicit_new,
     "array_creation_expression": V.array,

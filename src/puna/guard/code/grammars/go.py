@@ -5,6 +5,7 @@ import re
 from tree_sitter import Node as Syntax
 
 from puna.guard.code import lower as L
+from puna.guard.code import lower_calls as K
 from puna.guard.code import lower_statements as S
 from puna.guard.code.view import Node
 
@@ -46,7 +47,7 @@ TABLE: dict[str, L.Handler] = {
     "selector_expression": L.member("operand", "field"),
     "index_expression": L.index("operand", "index"),
     "slice_expression": L.index("operand", ""),
-    "call_expression": L.call("function"),
+    "call_expression": K.call("function"),
     "composite_literal": _composite,
     "literal_value": L.mapping(("keyed_element",)),
     "literal_element": L.inner(),

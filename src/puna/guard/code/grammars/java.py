@@ -3,6 +3,7 @@
 from tree_sitter import Node as Syntax
 
 from puna.guard.code import lower as L
+from puna.guard.code import lower_calls as K
 from puna.guard.code import lower_statements as S
 from puna.guard.code import lower_values as V
 from puna.guard.code.view import Node
@@ -19,7 +20,7 @@ def _method(low: L.Lowering, syntax: Syntax) -> Node:
     return V.demanded(low, syntax, node)
 
 
-_plain_method = L.method("object", "name")
+_plain_method = K.method("object", "name")
 
 TABLE: dict[str, L.Handler] = {
     "line_comment": L.skip,
@@ -41,8 +42,8 @@ TABLE: dict[str, L.Handler] = {
     "field_access": L.member("object", "field"),
     "array_access": L.index("array", "index"),
     "method_invocation": _method,
-    "object_creation_expression": L.new("type"),
-    "explicit_constructor_invocation": L.call("constructor"),
+    "object_creation_expression": K.new("type"),
+    "explicit_constructor_invocation": K.call("constructor"),
     "binary_expression": L.binary(),
     "unary_expression": L.unary("operand"),
     "update_expression": L.unary(),

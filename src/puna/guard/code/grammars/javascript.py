@@ -3,6 +3,7 @@
 from tree_sitter import Node as Syntax
 
 from puna.guard.code import lower as L
+from puna.guard.code import lower_calls as K
 from puna.guard.code import lower_statements as S
 from puna.guard.code.view import Node
 
@@ -59,8 +60,8 @@ TABLE: dict[str, L.Handler] = {
     "undefined": L.constant(None),
     "member_expression": L.member("object", "property"),
     "subscript_expression": L.index("object", "index"),
-    "call_expression": L.call("function"),
-    "new_expression": L.new("constructor"),
+    "call_expression": K.call("function"),
+    "new_expression": K.new("constructor"),
     "binary_expression": L.binary(),
     "unary_expression": L.unary(),
     "update_expression": L.unary(),

@@ -5,6 +5,7 @@ import re
 from tree_sitter import Node as Syntax
 
 from puna.guard.code import lower as L
+from puna.guard.code import lower_calls as K
 from puna.guard.code import lower_statements as S
 from puna.guard.code import lower_values as V
 from puna.guard.code.view import Node
@@ -76,7 +77,7 @@ def _call(low: L.Lowering, syntax: Syntax) -> Node:
     base = low.expression(below[0] if below else None, syntax)
     if base.kind == "if":  # require(x) { "why" }
         return base
-    args, keys = L.arguments(low, next((c for c in below if c.type == "value_arguments"), None))
+    args, keys = K.arguments(low, next((c for c in below if c.type == "value_arguments"), None))
     for child in below[1:]:
         if child.type == "annotated_lambda" and (given := low.lower(child)) is not None:
             args.append(given)

@@ -3,6 +3,7 @@
 from tree_sitter import Node as Syntax
 
 from puna.guard.code import lower as L
+from puna.guard.code import lower_calls as K
 from puna.guard.code import lower_statements as S
 from puna.guard.code.view import Node
 
@@ -47,7 +48,7 @@ def _statement(low: L.Lowering, syntax: Syntax) -> Node | None:
 
 
 _plain = L.inner()
-_echo = L.pseudo_call("echo")
+_echo = K.pseudo_call("echo")
 _heredoc_body = L.string(_HOLES)
 
 TABLE: dict[str, L.Handler] = {
@@ -57,7 +58,7 @@ TABLE: dict[str, L.Handler] = {
     "name": L.name,
     "variable_name": L.name,
     "relative_scope": L.name,
-    "dynamic_variable_name": L.pseudo_call("$$"),
+    "dynamic_variable_name": K.pseudo_call("$$"),
     "qualified_name": L.dotted,
     "integer": L.number,
     "float": L.number,
@@ -73,21 +74,21 @@ TABLE: dict[str, L.Handler] = {
     "scoped_property_access_expression": L.member("scope", "name"),
     "class_constant_access_expression": L.inner(last=False),
     "subscript_expression": L.index("", ""),
-    "function_call_expression": L.call("function"),
-    "member_call_expression": L.method("object", "name"),
-    "nullsafe_member_call_expression": L.method("object", "name"),
-    "scoped_call_expression": L.method("scope", "name"),
+    "function_call_expression": K.call("function"),
+    "member_call_expression": K.method("object", "name"),
+    "nullsafe_member_call_expression": K.method("object", "name"),
+    "scoped_call_expression": K.method("scope", "name"),
     "argument": L.inner(last=True),
-    "object_creation_expression": L.new(""),
-    "echo_statement": L.pseudo_call("echo"),
-    "print_intrinsic": L.pseudo_call("print"),
-    "exit_statement": L.pseudo_call("exit"),
-    "unset_statement": L.pseudo_call("unset"),
+    "object_creation_expression": K.new(""),
+    "echo_statement": K.pseudo_call("echo"),
+    "print_intrinsic": K.pseudo_call("print"),
+    "exit_statement": K.pseudo_call("exit"),
+    "unset_statement": K.pseudo_call("unset"),
     "include_expression": _include,
     "include_once_expression": _include,
     "require_expression": _include,
     "require_once_expression": _include,
-    "shell_command_expression": L.shell_literal(_HOLES),
+    "shell_command_expression": K.shell_literal(_HOLES),
     "binary_expression": L.binary(),
     "unary_op_expression": L.unary(),
     "update_expression": L.unary(),

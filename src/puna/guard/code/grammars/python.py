@@ -3,6 +3,7 @@
 from tree_sitter import Node as Syntax
 
 from puna.guard.code import lower as L
+from puna.guard.code import lower_calls as K
 from puna.guard.code import lower_statements as S
 from puna.guard.code.view import Node
 
@@ -81,7 +82,7 @@ def _dict_splat(low: L.Lowering, syntax: Syntax) -> Node:
     return low.node("other", syntax, name="**", args=low.all(syntax.named_children))
 
 
-_call = L.call("function")
+_call = K.call("function")
 
 TABLE: dict[str, L.Handler] = {
     "comment": L.skip,
@@ -120,7 +121,7 @@ TABLE: dict[str, L.Handler] = {
     "lambda": S.function(),
     "named_expression": S.assign("name", "value"),
     "expression_statement": L.inner(),
-    "exec_statement": L.pseudo_call("exec"),
+    "exec_statement": K.pseudo_call("exec"),
     "assignment": S.assign(),
     "augmented_assignment": S.assign(),
     "function_definition": S.function(),

@@ -3,6 +3,7 @@
 from tree_sitter import Node as Syntax
 
 from puna.guard.code import lower as L
+from puna.guard.code import lower_calls as K
 from puna.guard.code import lower_statements as S
 from puna.guard.code.view import Node
 
@@ -24,7 +25,7 @@ def _call(low: L.Lowering, syntax: Syntax) -> Node:
     return node
 
 
-_method = L.method("receiver", "method")
+_method = K.method("receiver", "method")
 
 
 def _symbol(low: L.Lowering, syntax: Syntax) -> Node:
@@ -99,7 +100,7 @@ TABLE: dict[str, L.Handler] = {
     "delimited_symbol": _symbol,
     "hash_key_symbol": _symbol,
     "regex": L.string(_HOLES, raw=True),
-    "subshell": L.shell_literal(_HOLES),
+    "subshell": K.shell_literal(_HOLES),
     "chained_string": L.adjacent,
     "string_array": L.collection,
     "bare_string": L.string(_HOLES),

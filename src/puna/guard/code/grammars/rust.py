@@ -6,6 +6,7 @@ from tree_sitter import Language, Parser
 from tree_sitter import Node as Syntax
 
 from puna.guard.code import lower as L
+from puna.guard.code import lower_calls as K
 from puna.guard.code import lower_statements as S
 from puna.guard.code.view import Node
 
@@ -57,7 +58,7 @@ def _macro(low: L.Lowering, syntax: Syntax) -> Node:
     if call is not None:
         inner = L.Lowering(TABLE, source, low.shift + tree.start_byte + 1 - len(_PREFIX) - 1, low.budget)
         inner.depth = low.depth + 1
-        node.args, node.keys = L.arguments(inner, call.child_by_field_name("arguments"))
+        node.args, node.keys = K.arguments(inner, call.child_by_field_name("arguments"))
         _captured(low, tree, node)
     return node
 
@@ -215,7 +216,7 @@ TABLE: dict[str, L.Handler] = {
     "boolean_literal": lambda low, syntax: low.node("constant", syntax, value=low.text(syntax) == "true"),
     "field_expression": L.member("value", "field"),
     "index_expression": L.index("", ""),
-    "call_expression": L.call("function"),
+    "call_expression": K.call("function"),
     "macro_invocation": _macro,
     "struct_expression": _struct,
     "field_initializer_list": L.mapping(("field_initializer",), key="field"),

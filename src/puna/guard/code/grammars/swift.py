@@ -3,6 +3,7 @@
 from tree_sitter import Node as Syntax
 
 from puna.guard.code import lower as L
+from puna.guard.code import lower_calls as K
 from puna.guard.code import lower_statements as S
 from puna.guard.code.view import Node
 
@@ -35,7 +36,7 @@ def _call(low: L.Lowering, syntax: Syntax) -> Node:
     keys: list[str | None] = []
     for child in suffix.named_children if suffix is not None else []:
         if child.type == "value_arguments":
-            args, keys = L.arguments(low, child)
+            args, keys = K.arguments(low, child)
         elif (given := low.lower(child)) is not None:
             args.append(given)
             keys.append(None)
