@@ -7,7 +7,8 @@ import pytest
 
 from puna import guard
 from puna.guard.code.collecting import uncollected
-from puna.guard.code.scan import scan
+from puna.guard.code.rule import rules_for
+from puna.guard.code.scan import PIECE, scan
 
 CODE = {
     "python": "import os\n\n\ndef run(request):\n    os.system('ls ' + request.args['d'])\n",
@@ -68,3 +69,11 @@ def test_overlapping_scans_leave_it_on(collector):
     leave.set()
     thread.join()
     assert gc.isenabled()
+
+
+def test_functions_of_a_later_piece_are_judged_though_they_lie_where_earlier_ones_lay():
+    """A long file is read in pieces, whose trees are gone when the next one is read."""
+    code = "".join(f"int drop{i}(char *p) {{ free(p); return p[0]; }} /* {'-' * 60} */\n" for i in range(1800))
+    assert len(code) > 1.5 * PIECE
+    rules = [rule for rule in rules_for("c") if rule.id == "c-use-after-free"]
+    assert [f.line for f in scan(code, "c", rules, seconds=60)] == list(range(1, 1801))
