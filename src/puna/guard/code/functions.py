@@ -178,10 +178,11 @@ class Functions(Expressions):
         if self.classes and args:
             self.made(call, env, scope)
         result_paths = paths if node.new else tuple(p + "()" for p in paths)
-        inputs = [*([receiver] if receiver is not None else []), *(args[1:] if effects.looks_up(call) else args)]
+        looked_up = effects.looks_up(call)
+        inputs = [*([receiver] if receiver is not None else []), *(args[1:] if looked_up else args)]
         atoms = join_atoms(inputs)
         harmless = receiver is not None and not receiver.atoms and any(p.endswith("()") for p in receiver.paths)
-        harmless = harmless or effects.looks_up(call) or (bool(args) and effects.pure(call))
+        harmless = harmless or looked_up or (bool(args) and effects.pure(call))
         if not atoms and not node.new and not harmless:
             atoms = (Atom("unknown", (paths[0] + "()")[:80], node.start),)
         return Value(result_paths, atoms=atoms, node=node)
